@@ -1,0 +1,38 @@
+"""What agent and training process say to each other: JSON lines over a Unix socket, one request at a time.
+
+The training process asks, the agent answers each request with exactly one line, in order; messages marked
+(no reply) are one-way. Everything the agent wants to say unasked stands in the page (see page.py).
+
+======================================================================  ===================================
+training process → agent                                                answer
+======================================================================  ===================================
+``hello {protocol, pid, python, frameworks}``                           ``welcome`` or ``refused``
+``restored {step, source, seconds_s}`` (no reply)
+``mismatch {message}`` (no reply): this state can never be loaded
+``save {size_bytes, step, reason, wait}``                               ``slot {index, path}`` or ``busy``
+``saved {index, step, epoch, reason, blocked_s}`` (no reply)
+``save_failed {index, message}`` (no reply)
+``metrics {step, epoch, values}`` (no reply)
+``note {level, message}`` (no reply): shown in status
+``finished {step, epoch}``                                              ``ok``
+======================================================================  ===================================
+
+``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last}``;
+restore is null or ``{path, source, generation, step}`` with path a READY slot file and source ``memory`` or
+``storage``. ``refused {message}``.
+"""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+
+ENV_SOCKET = "ORCH_SOCKET"
+ENV_JOB_ID = "ORCH_JOB_ID"
+ENV_GENERATION = "ORCH_GENERATION"
+ENV_CHECKPOINT_DIR = "ORCH_CHECKPOINT_DIR"
+
+EXIT_LEFT = 75
+"""Exit status (EX_TEMPFAIL) of a training process that left because it was told to."""
+
+LINE_BYTES_MAX = 4 << 20
+"""Longest line either side accepts."""
