@@ -1,0 +1,184 @@
+"""All of the controller's Ray calls. Names carry job and attempt, so repeating and sweeping need no handle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+NAMESPACE = "orch"
+CONTROLLER_NAME = "controller"
+AGENT_CONCURRENCY = 16
+"""Threads of an agent that answer calls: a few long polls, status, stop."""
+CALL_LIMIT_S = 10.0
+
+log = logging.getLogger("orch.cluster")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster with what Ray says it has in all."""
+
+    node_id: str
+    address: str
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+
+def gang_name(job_id: str, attempt: int) -> str:
+    return f"gang/{job_id}/{attempt:06d}"
+
+
+def agent_name(job_id: str, attempt: int, rank: int) -> str:
+    return f"agent/{job_id}/{attempt:06d}/{rank}"
+
+
+class Cluster:
+    """The Ray cluster this process is connected to."""
+
+    def nodes(self) -> list[Node]:
+        return [
+            Node(
+                node_id=node["NodeID"],
+                address=node["NodeManagerAddress"],
+                cpus=node["Resources"].get("CPU", 0.0),
+                gpus=node["Resources"].get("GPU", 0.0),
+                memory_bytes=node["Resources"].get("memory", 0.0),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    # gangs
+
+    def request_gang(self, job_id: str, attempt: int, bundle: Mapping[str, float], workers: int) -> None:
+        """Asks for the gang; a repeat for a name that exists is harmless."""
+        if self._gang_row(job_id, attempt) is not None:
+            return
+        placement_group(
+            [dict(bundle)] * workers,
+            strategy="PACK",
+            name=gang_name(job_id, attempt),
+            lifetime="detached",  # otherwise it dies with the controller and takes the agents along
+        )
+
+    def gang_granted(self, job_id: str, attempt: int) -> bool:
+        row = self._gang_row(job_id, attempt)
+        return row is not None and row["state"] == "CREATED"
+
+    def gang_exists(self, job_id: str, attempt: int) -> bool:
+        return self._gang_row(job_id, attempt) is not None
+
+    def remove_gang(self, job_id: str, attempt: int) -> None:
+        row = self._gang_row(job_id, attempt)
+        if row is not None:
+            remove_placement_group(self._gang(row))
+
+    def gangs(self) -> list[tuple[str, int]]:
+        """(job, attempt) of every gang that exists."""
+        found = []
+        for row in placement_group_table().values():
+            kind, _, rest = row["name"].partition("/")
+            if kind == "gang" and row["state"] != "REMOVED":
+                job_id, _, attempt = rest.rpartition("/")
+                found.append((job_id, int(attempt)))
+        return found
+
+    def _gang_row(self, job_id: str, attempt: int) -> dict[str, Any] | None:
+        name = gang_name(job_id, attempt)
+        for row in placement_group_table().values():
+            if row["name"] == name and row["state"] != "REMOVED":
+                return dict(row)
+        return None
+
+    @staticmethod
+    def _gang(row: Mapping[str, Any]) -> PlacementGroup:
+        from ray import PlacementGroupID
+
+        return PlacementGroup(PlacementGroupID(bytes.fromhex(row["placement_group_id"])))
+
+    # agents
+
+    def start_agent(
+        self, config: Mapping[str, Any], *, gang_attempt: int, bundle: Mapping[str, float], options: Mapping[str, Any]
+    ) -> Any:
+        """Starts the agent named in `config`, or returns the one that exists; its gang must be granted."""
+        from orch_workers.agent import Agent
+
+        job_id, attempt, rank = config["job_id"], config["attempt"], config["rank"]
+        existing = self.find_agent(job_id, attempt, rank)
+        if existing is not None:
+            return existing
+        row = self._gang_row(job_id, gang_attempt)
+        if row is None:
+            raise LookupError(f"{gang_name(job_id, gang_attempt)} does not exist")
+        actor: Any = ray.remote(Agent)
+        return actor.options(
+            name=agent_name(job_id, attempt, rank),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            # With restarts left to Ray a death is seen after two seconds and its cause is hidden (FIELD).
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=AGENT_CONCURRENCY,
+            num_cpus=bundle.get("CPU", 0),
+            num_gpus=bundle.get("GPU", 0),
+            memory=int(bundle.get("memory", 0)) or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._gang(row), placement_group_bundle_index=rank),
+            **options,
+        ).remote(dict(config))
+
+    def find_agent(self, job_id: str, attempt: int, rank: int) -> Any | None:
+        try:
+            return ray.get_actor(agent_name(job_id, attempt, rank), NAMESPACE)
+        except ValueError:
+            return None
+
+    def agents(self) -> list[tuple[str, int, int]]:
+        """(job, attempt, rank) of every agent that is alive."""
+        found = []
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            parts = entry["name"].split("/")
+            if entry["namespace"] == NAMESPACE and parts[0] == "agent":
+                found.append((parts[1], int(parts[2]), int(parts[3])))
+        return found
+
+    def kill_agent(self, job_id: str, attempt: int, rank: int) -> None:
+        handle = self.find_agent(job_id, attempt, rank)
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+
+    def call(self, handle: Any, method: str, *args: Any, limit_s: float = CALL_LIMIT_S) -> Any:
+        return ray.get(getattr(handle, method).remote(*args), timeout=limit_s)
+
+    def watch(self, handle: Any, cursor: int, on_answer: Callable[[Any, BaseException | None], None]) -> None:
+        """One pending `events` call on the agent: its answer, or its death in milliseconds, goes to `on_answer`."""
+        future = handle.events.remote(cursor).future()
+
+        def answered(done: Any) -> None:
+            error = done.exception()
+            on_answer(None if error else done.result(), error)
+
+        future.add_done_callback(answered)
+
+
+def is_death(error: BaseException) -> bool:
+    """Evidence that an actor is gone for good, as against 'cannot be reached just now'."""
+    return isinstance(error, ray.exceptions.ActorDiedError)
+
+
+def death_evidence(error: BaseException) -> str:
+    """What Ray says of the death, in one line."""
+    text = " ".join(str(error).split())
+    return text[:600]
+
+
+def node_of_death(error: BaseException, alive: Iterable[str]) -> bool:
+    """True when the node itself went away (or was preempted): another budget is charged."""
+    return bool(getattr(error, "preempted", False))

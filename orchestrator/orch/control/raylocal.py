@@ -1,0 +1,203 @@
+"""The Ray that orch starts on one machine: loopback only, token, no dashboard, nothing phones home.
+
+Ray's own state is not kept on disk here: the truth about jobs is in the store, and `orch server start` on
+the same home resumes every unfinished job from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orch.model.errors import NoServer
+
+OBJECT_STORE_BYTES = 80 << 20
+"""Ray's smallest sensible store: orch passes no data through it."""
+START_LIMIT_S = 90.0
+STOP_GRACE_S = 5.0
+LOOPBACK = "127.0.0.1"
+
+
+def ray_environment(home: Path) -> dict[str, str]:
+    """The variables every process of this Ray needs before it imports ray."""
+    return {
+        # Undocumented, and the only way to keep Ray on loopback: without it 127.0.0.1 is rewritten to the
+        # machine's address and everything listens on all interfaces. A test reads the listening sockets.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "ray-token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # A working directory full of the user's modules must not shadow the standard library in our workers.
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def ensure_token(home: Path) -> None:
+    """Ray writes its own token file 0644; ours exists first, and only its owner may read it."""
+    path = home / "ray-token"
+    if path.exists():
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(address: str, limit_s: float = 1.0) -> bool:
+    """Does anything listen there? `ray.init` on a dead address tries for many minutes (FIELD)."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=limit_s):
+            return True
+    except OSError:
+        return False
+
+
+def recorded_address(home: Path) -> str | None:
+    """The address of the Ray this home started last, if it still answers and is still the same process."""
+    try:
+        record = json.loads((home / "ray.json").read_text())
+        alive = _same_process(record["gcs_pid"], record["gcs_started"])
+    except (OSError, ValueError, KeyError):
+        return None
+    address: str = record["address"]
+    return address if alive and answers(address) else None
+
+
+def start_ray(home: Path, *, num_cpus: int | None = None, num_gpus: int | None = None) -> str:
+    """Starts a head node for this home and returns its address; NoServer with Ray's own words otherwise."""
+    ensure_token(home)
+    for folder in (home / "node", home / "ray"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    temp = _short_temp(home)
+    address = f"{LOOPBACK}:{free_port()}"
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
+        f"--node-ip-address={LOOPBACK}",
+        f"--port={address.rpartition(':')[2]}",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={temp}",
+        # Ports of the operating system's choosing: two homes on one machine must not collide.
+        *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
+    ]
+    if num_cpus is not None:
+        command.append(f"--num-cpus={num_cpus}")
+    if num_gpus is not None:
+        command.append(f"--num-gpus={num_gpus}")
+    environment = {**os.environ, **ray_environment(home)}
+    log_path = home / "ray-start.log"
+    with log_path.open("wb") as log:
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                cwd=home / "node",
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                timeout=START_LIMIT_S,
+                check=False,
+            )
+            failed = done.returncode != 0
+        except subprocess.TimeoutExpired:
+            failed = True
+    if failed:
+        tail = log_path.read_text(errors="replace").strip().splitlines()[-8:]
+        stop_ray(home)
+        raise NoServer("Ray did not start on this machine. Its last words:\n  " + "\n  ".join(tail))
+    _record(home, address)
+    return address
+
+
+def stop_ray(home: Path) -> int:
+    """Ends every process of this home's Ray (never `ray stop`, which ends every Ray of the machine).
+
+    Returns how many processes were ended. Agents die with their raylet, their guards end the trees below.
+    """
+    ours = ray_processes(home)
+    for process in ours:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(ours, timeout=STOP_GRACE_S)
+    for process in alive:
+        _quietly(process.kill)
+    psutil.wait_procs(alive, timeout=STOP_GRACE_S)
+    (home / "ray.json").unlink(missing_ok=True)
+    return len(ours)
+
+
+def ray_processes(home: Path) -> list[psutil.Process]:
+    """Daemons are known by this home's temp folder on their command line, workers as their descendants."""
+    marks = tuple({str(home / "ray"), str(_short_temp(home))})
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if not any(f"{mark}/" in f"{line}/" for mark in marks) or process.pid == os.getpid():
+            continue
+        if "ray" not in line.split("--", 1)[0]:
+            continue  # an editor that shows one of the log files
+        found[process.pid] = process
+        for child in _children(process):
+            found[child.pid] = child
+    found.pop(os.getpid(), None)
+    return list(found.values())
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _quietly(act: Any) -> None:
+    try:
+        act()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _short_temp(home: Path) -> Path:
+    """Ray puts Unix sockets some 60 characters below its temp folder, and 107 bytes are all a socket gets."""
+    wanted = home / "ray"
+    if len(str(wanted)) <= 40:
+        return wanted
+    import hashlib
+
+    mark = hashlib.sha256(str(home).encode()).hexdigest()[:10]
+    short = Path(f"/tmp/orch-{os.getuid()}/ray-{mark}")  # noqa: S108 - the folder is ours and 0700
+    short.parent.mkdir(mode=0o700, exist_ok=True)
+    short.mkdir(mode=0o700, exist_ok=True)
+    return short
+
+
+def _record(home: Path, address: str) -> None:
+    gcs = next(p for p in ray_processes(home) if "gcs_server" in " ".join(p.cmdline()[:1]))
+    record = {"address": address, "gcs_pid": gcs.pid, "gcs_started": gcs.create_time(), "at": time.time()}
+    temporary = home / "ray.json.new"
+    temporary.write_text(json.dumps(record))
+    temporary.replace(home / "ray.json")
+
+
+def _same_process(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1.0
+    except psutil.NoSuchProcess:
+        return False
