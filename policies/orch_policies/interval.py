@@ -72,11 +72,7 @@ def next_save(every: Every, progress: Progress, now_s: float, lead_steps: int = 
     left_s = progress.saved_s + every.seconds - now_s
     if left_s > 0:
         return Due(None, left_s, f"the last snapshot is younger than {every.seconds:g} s")
-    if (
-        progress.step <= progress.saved_step
-        and progress.asked_step <= progress.saved_step
-        and progress.step == 0
-    ):
+    if progress.step == 0:
         # Nothing has been trained yet; the first step is saved anyway.
         return Due(None, ASK_AGAIN_S_MIN, "no step yet")
     if progress.asked_s is not None and progress.asked_step > progress.saved_step:

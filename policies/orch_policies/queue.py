@@ -33,12 +33,14 @@ def order(jobs: Iterable[Waiting]) -> list[Turn]:
     """Everybody's turn, the next one first. Does not depend on the order of `jobs`."""
     ordered = sorted(jobs, key=lambda job: (-job.priority, job.since_us, job.job_id))
     turns = []
+    first_of_priority = 0
     for index, job in enumerate(ordered):
+        if job.priority != ordered[first_of_priority].priority:
+            first_of_priority = index
         if index == 0:
-            reason = f"next: highest priority ({job.priority}), longest waiting"
+            reason = f"next: of the highest priority ({job.priority}) it has waited longest"
         else:
-            ahead = sum(1 for other in ordered[:index] if other.priority > job.priority)
-            older = index - ahead
-            reason = f"behind {ahead} of higher priority and {older} of the same ({job.priority}) that came earlier"
+            older = index - first_of_priority
+            reason = f"behind {first_of_priority} of higher priority, {older} of the same that came earlier"
         turns.append(Turn(job.job_id, index + 1, reason))
     return turns
