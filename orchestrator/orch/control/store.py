@@ -1,0 +1,286 @@
+"""The store: what is written down before anything is done. The only module that knows SQL.
+
+SQLite (one file in the home folder, WAL) or PostgreSQL, by `ORCH_STORE`. Several threads may use one `Store`
+at once; transactions that write come one after the other, so what was read inside one still holds at its end.
+SQL stands here and in the modules below: database (connections), schema (tables), transaction (writes).
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection, Select, func, make_url, select, tuple_
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from orch.control import schema
+from orch.control.database import open_engine, store_url, upsert
+from orch.control.home import Home
+from orch.control.rows import (
+    AttemptRow,
+    CheckpointRow,
+    CommandRow,
+    EventRow,
+    JobDetailRow,
+    JobRow,
+    ProgressRow,
+    RestartRow,
+)
+from orch.control.transaction import Transaction, cursor_of, holder, lifecycle_of, no_such_job, now_us
+from orch.model.errors import NoServer
+from orch.model.states import ENDED, JobState
+
+__all__ = ["Store", "StoreTakenError", "Transaction", "now_us", "store_url"]
+
+JOBS_MAX = 1000
+EVENTS_MAX = 1000
+CHECKPOINTS_MAX = 200
+ATTEMPTS_MAX = 200
+RESTARTS_MAX = 1000
+COMMANDS_MAX = 1000
+
+
+_Row = TypeVar("_Row")
+
+
+class StoreTakenError(Exception):
+    """Another controller has taken this store over; the one that meets this must act no more."""
+
+
+class Store:
+    def __init__(self, url: URL | str) -> None:
+        """Opens the store, makes or migrates its tables. NoServer if it cannot be opened."""
+        self._url = make_url(url)
+        self._claim: str | None = None
+        # SQLite lets one writer in and makes the others poll; threads of one process queue here instead.
+        self._writing = threading.RLock()
+        self._in_transaction = False
+        try:
+            self._engine = open_engine(self._url)
+            with self._begin(write=True) as connection:
+                self.migrated_from = schema.migrate(connection)
+        except (SQLAlchemyError, ImportError, OSError) as error:
+            shown = self._url.render_as_string(hide_password=True)
+            raise NoServer(f"the store {shown} cannot be opened: {_first_line(error)}") from error
+
+    @classmethod
+    def open(cls, home: Home, env: Mapping[str, str] | None = None) -> Self:
+        return cls(store_url(home, env))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @property
+    def description(self) -> str:
+        """For `orch server status`; without a password."""
+        return self._url.render_as_string(hide_password=True)
+
+    def claim(self) -> int:
+        """Makes this the one controller of the store: an earlier one's transactions raise StoreTakenError."""
+        with self._writing, self._begin(write=True) as connection:
+            number = int(holder(connection)) + 1
+            upsert(connection, schema.meta, {"key": "controller"}, {"value": str(number)})
+        self._claim = str(number)
+        return number
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """All or nothing: an exception undoes it all. Reads of `Store` do not see it before the end."""
+        with self._writing:
+            if self._in_transaction:
+                raise RuntimeError("a transaction was begun inside another one")
+            self._in_transaction = True
+            try:
+                with self._begin(write=True) as connection:
+                    number = holder(connection)
+                    if self._claim not in {None, number}:
+                        raise StoreTakenError(
+                            f"controller {number} took the store over from controller {self._claim}"
+                        )
+                    yield Transaction(connection)
+            finally:
+                self._in_transaction = False
+
+    # Reads: each sees one consistent state.
+
+    def job(self, job: str) -> JobDetailRow:
+        """NoSuchJob if there is none."""
+        columns = [schema.jobs.c[name] for name in JobDetailRow.__dataclass_fields__]
+        with self._begin() as connection:
+            row = connection.execute(select(*columns).where(schema.jobs.c.id == job)).mappings().one_or_none()
+        if row is None:
+            raise no_such_job(job)
+        return JobDetailRow(**row)
+
+    def exists(self, job: str) -> bool:
+        with self._begin() as connection:
+            return (
+                connection.execute(select(schema.jobs.c.id).where(schema.jobs.c.id == job)).first()
+                is not None
+            )
+
+    def jobs(
+        self, *, states: Sequence[str] = (), limit: int = JOBS_MAX, before: tuple[int, str] | None = None
+    ) -> list[JobRow]:
+        """Newest first; `before` is (submitted_us, id) of the last one already seen."""
+        table = schema.jobs
+        query = select(*(table.c[name] for name in JobRow.__dataclass_fields__))
+        if states:
+            query = query.where(table.c.state.in_(states))
+        if before is not None:
+            query = query.where(tuple_(table.c.submitted_us, table.c.id) < tuple_(*before))
+        query = query.order_by(table.c.submitted_us.desc(), table.c.id.desc()).limit(min(limit, JOBS_MAX))
+        return self._rows(query, JobRow)
+
+    def count_by_state(self) -> dict[str, int]:
+        query = select(schema.jobs.c.state, func.count()).group_by(schema.jobs.c.state)
+        with self._begin() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def lifecycle(self, job: str) -> JobState:
+        """NoSuchJob if there is none."""
+        with self._begin() as connection:
+            return lifecycle_of(connection, job)
+
+    def unfinished(self) -> list[JobState]:
+        """Every job that has not ended, oldest first: what a new controller adopts."""
+        table = schema.jobs
+        query = select(table.c.lifecycle).where(table.c.state.not_in([state.value for state in ENDED]))
+        with self._begin() as connection:
+            rows = connection.execute(query.order_by(table.c.submitted_us, table.c.id)).scalars().all()
+        return [JobState.from_dict(row) for row in rows]
+
+    def priorities(self, jobs: Sequence[str]) -> dict[str, int]:
+        query = select(schema.jobs.c.id, schema.jobs.c.priority).where(schema.jobs.c.id.in_(jobs))
+        with self._begin() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def job_of_request(self, request: str) -> str | None:
+        """The id of the job that a submit with this number has made already."""
+        with self._begin() as connection:
+            query = select(schema.jobs.c.id).where(schema.jobs.c.request == request)
+            return connection.execute(query).scalar_one_or_none()
+
+    def attempts(self, job: str) -> list[AttemptRow]:
+        """The newest ATTEMPTS_MAX, oldest first."""
+        table = schema.attempts
+        query = select(table).where(table.c.job == job).order_by(table.c.attempt.desc()).limit(ATTEMPTS_MAX)
+        return self._rows(query, AttemptRow)[::-1]
+
+    def restarts(self, job: str) -> list[RestartRow]:
+        """The newest RESTARTS_MAX, oldest first."""
+        table = schema.restarts
+        query = select(table).where(table.c.job == job)
+        query = query.order_by(table.c.attempt.desc(), table.c.restart.desc()).limit(RESTARTS_MAX)
+        return self._rows(query, RestartRow)[::-1]
+
+    def restart_counts(self, jobs: Sequence[str]) -> dict[str, int]:
+        """Starts of the training processes, per job; the first one is counted too."""
+        table = schema.restarts
+        query = select(table.c.job, func.count()).where(table.c.job.in_(jobs)).group_by(table.c.job)
+        with self._begin() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def lost_us(self, jobs: Sequence[str]) -> dict[str, int]:
+        """Time spent on work that was lost, per job, as far as it is known."""
+        table = schema.restarts
+        query = (
+            select(table.c.job, func.sum(table.c.lost_us)).where(table.c.job.in_(jobs)).group_by(table.c.job)
+        )
+        with self._begin() as connection:
+            return {job: int(lost or 0) for job, lost in connection.execute(query)}
+
+    def checkpoints(
+        self, job: str, *, states: Sequence[str] = (), limit: int = CHECKPOINTS_MAX
+    ) -> list[CheckpointRow]:
+        """Newest first."""
+        table = schema.checkpoints
+        query = select(table).where(table.c.job == job)
+        if states:
+            query = query.where(table.c.state.in_(states))
+        query = query.order_by(table.c.committed_us.desc(), table.c.step.desc()).limit(
+            min(limit, CHECKPOINTS_MAX)
+        )
+        return self._rows(query, CheckpointRow)
+
+    def last_checkpoints(self, jobs: Sequence[str]) -> dict[str, CheckpointRow]:
+        """The newest checkpoint that is still there, per job."""
+        table = schema.checkpoints
+        place = func.row_number().over(
+            partition_by=table.c.job, order_by=(table.c.committed_us.desc(), table.c.step.desc())
+        )
+        ranked = (
+            select(table, place.label("place"))
+            .where(table.c.job.in_(jobs), table.c.state == "committed")
+            .subquery()
+        )
+        query = select(*(ranked.c[column.name] for column in table.columns)).where(ranked.c.place == 1)
+        return {row.job: row for row in self._rows(query, CheckpointRow)}
+
+    def events(self, job: str, *, after: int = 0, limit: int = EVENTS_MAX) -> list[EventRow]:
+        """In the order they were written down."""
+        table = schema.events
+        query = select(table).where(table.c.job == job, table.c.seq > after)
+        return self._rows(query.order_by(table.c.seq).limit(min(limit, EVENTS_MAX)), EventRow)
+
+    def progress(self, jobs: Sequence[str], *, rank: int = 0) -> dict[str, ProgressRow]:
+        table = schema.progress
+        query = select(table).where(table.c.job.in_(jobs), table.c.rank == rank)
+        return {row.job: row for row in self._rows(query, ProgressRow)}
+
+    def pending_commands(self, limit: int = COMMANDS_MAX) -> list[CommandRow]:
+        """What was decided and is not done yet, oldest first."""
+        table = schema.outbox
+        query = (
+            select(table)
+            .where(table.c.done_us.is_(None))
+            .order_by(table.c.seq)
+            .limit(min(limit, COMMANDS_MAX))
+        )
+        return self._rows(query, CommandRow)
+
+    def cursor(self, job: str, attempt: int, rank: int) -> int:
+        """Number of the last report of this agent that was consumed; 0: none."""
+        with self._begin() as connection:
+            return cursor_of(connection, job, attempt, rank)
+
+    def sealed_secrets(self, job: str) -> dict[str, bytes]:
+        table = schema.secrets
+        with self._begin() as connection:
+            rows = connection.execute(select(table.c.name, table.c.sealed).where(table.c.job == job))
+            return {name: bytes(sealed) for name, sealed in rows}
+
+    # Writes of one statement, outside the lifecycle.
+
+    def command_done(self, seq: int, t_us: int | None = None) -> None:
+        with self.transaction() as transaction:
+            transaction.command_done(seq, t_us)
+
+    def command_failed(self, seq: int, error: str) -> int:
+        """Keeps the error and returns how often this command was tried."""
+        table = schema.outbox
+        with self.transaction() as transaction:
+            values = {"tries": table.c.tries + 1, "last_error": error}
+            transaction.connection.execute(table.update().where(table.c.seq == seq).values(values))
+            return int(
+                transaction.connection.execute(select(table.c.tries).where(table.c.seq == seq)).scalar_one()
+            )
+
+    def put_progress(self, row: ProgressRow) -> None:
+        with self.transaction() as transaction:
+            transaction.put_progress(row)
+
+    def _rows(self, query: Select[Any], kind: type[_Row]) -> list[_Row]:
+        with self._begin() as connection:
+            return [kind(**row) for row in connection.execute(query).mappings()]
+
+    @contextmanager
+    def _begin(self, *, write: bool = False) -> Iterator[Connection]:
+        options = {"orch_write": write}
+        with self._engine.connect().execution_options(**options) as connection, connection.begin():
+            yield connection
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
