@@ -3,7 +3,8 @@
 They are stored in the same transaction as the state that caused them and carried out afterwards; every one
 can be repeated, after a crash or for no reason, with the same effect. A command may have become pointless by
 the time it is carried out (the job was cancelled meanwhile): `lifecycle.still_wanted(job, command)` says so,
-and is asked right before.
+and is asked right before. Those of one job are carried out one after the other, in the order of their
+issue; only a StartAgents that has to wait for its time lets later ones pass.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ class RequestGang:
 class RemoveGang:
     """End all agents in the placement group that `attempt` made and remove it; report GangRemoved once seen.
 
-    Snapshots stay where they are: the next agent on that machine adopts them. Never pointless.
+    Snapshots stay where they are: the next agent on that machine adopts them. Pointless once seen to be gone.
     """
 
     attempt: int

@@ -205,6 +205,8 @@ class Closed:
     """Agents, processes, gangs (and snapshots, if to be swept) were seen to be gone (answers CloseJob)."""
 
     attempt: int
+    swept: bool = True
+    """The command's `sweep`: snapshots and working areas are gone as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,7 +92,12 @@ class JobState:
     gang_granted: bool = False
     removing: tuple[int, ...] = ()
     """Gangs that were given back and not seen to be gone yet; nothing is placed until they are."""
+    not_before_us: int | None = None
+    """Backoff: nothing is placed earlier."""
     agents: Mapping[int, AgentState] = field(default_factory=dict)
+    """By rank; empty unless the job has a granted gang, or is ending with one."""
+    down: Generation | None = None
+    """Newest generation whose training process is known to have ended; its late reports change nothing."""
     ending: Ending | None = None
     closing: bool = False
     """CloseJob was issued; only Closed is waited for."""
@@ -112,11 +117,13 @@ class JobState:
     submitted_us: int = 0
     since_us: int = 0
     """Since when the job is in this state."""
+    seen_us: int = 0
+    """Time of the last event; never goes back, whatever the clock does."""
     started_us: int | None = None
     """First training process."""
     ended_us: int | None = None
     spent_us: Mapping[str, int] = field(default_factory=dict)
-    """State → time in it, the present one's up to the last event; sums to last event - submitted."""
+    """State → time in it, the present one's up to the last event; sums to seen_us - submitted_us."""
     exit_code: int | None = None
     traceback: str | None = None
     story: tuple[StoryEntry, ...] = ()
@@ -129,10 +136,10 @@ class JobState:
     def ended(self) -> bool:
         return self.state in ENDED
 
-    @property
-    def placeable(self) -> bool:
-        """Whether the queue may give this job its turn now."""
-        return self.state is State.QUEUED and self.gang is None and not self.removing
+    def placeable(self, now_us: int) -> bool:
+        """Whether a TurnCame would be acted on now: it waits, has asked for nothing, its delay is over."""
+        waits = self.state is State.QUEUED and self.gang is None and not self.removing
+        return waits and (self.not_before_us is None or now_us >= self.not_before_us)
 
     def to_dict(self) -> dict[str, Any]:
         return to_document(self)

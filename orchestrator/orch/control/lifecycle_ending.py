@@ -1,0 +1,111 @@
+"""Rules of the lifecycle: cancel, block, close, resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from orch.control.lifecycle_common import Step, alive, closing, history, us
+from orch.model.commands import StopAgents
+from orch.model.states import ENDED, Ending, JobState, State
+from orch_policies.restart import History
+
+if TYPE_CHECKING:
+    from orch.model.events import (
+        BlockedBecause,
+        CancelRequested,
+        Closed,
+        ResumeRequested,
+        StopOverdue,
+        Unblocked,
+    )
+
+STOP_MARGIN_S = 30.0
+"""How much longer than the grace period a stop may take (KILL, last logs) before the agents are ended."""
+
+_CANCELLED = Ending(state=State.CANCELLED, reason="cancelled on request")
+
+
+def cancel_waiting(job: JobState, _event: CancelRequested, _now_us: int) -> Step:
+    return closing(job, _CANCELLED)
+
+
+def cancel_placed(job: JobState, event: CancelRequested, now_us: int) -> Step:
+    if event.now or not alive(job):
+        return closing(job, _CANCELLED)
+    job = replace(job, state=State.STOPPING, ending=_CANCELLED, reason=_CANCELLED.reason)
+    deadline_us = now_us + us(job.grace_s + STOP_MARGIN_S)
+    stop = StopAgents(attempt=job.attempt, grace_s=job.grace_s, deadline_us=deadline_us)
+    return Step(job, (stop,), f"cancelled: stopping with {job.grace_s:g} s of grace")
+
+
+def cancel_stopping(job: JobState, event: CancelRequested, _now_us: int) -> Step:
+    """Sooner than asked before, or for good where it was to be blocked; any other end stands."""
+    ends_blocked = job.ending is not None and job.ending.state is State.BLOCKED
+    if ends_blocked or (event.now and not job.closing):
+        return closing(job, _CANCELLED)
+    return Step(job, (), "its end is decided already")
+
+
+def stop_overdue(job: JobState, _event: StopOverdue, _now_us: int) -> Step:
+    assert job.ending is not None  # validate(): STOPPING has one
+    return closing(job, job.ending)._replace(decision="not stopped in time: ending its agents")
+
+
+def closed(job: JobState, _event: Closed, now_us: int) -> Step:
+    """Seen to be gone: only now is the job over."""
+    ending = job.ending
+    assert ending is not None  # validate(): STOPPING has one
+    job = replace(
+        job,
+        state=ending.state,
+        reason=ending.reason,
+        exit_code=ending.exit_code,
+        traceback=ending.traceback,
+        ending=None,
+        closing=False,
+        gang=None,
+        gang_granted=False,
+        removing=(),
+        agents={},
+        not_before_us=None,
+        ended_us=now_us if ending.state in ENDED else None,
+    )
+    return Step(job, (), f"seen to be gone: {ending.state}")
+
+
+def block_waiting(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
+    if job.gang is None and not job.removing:
+        return Step(replace(job, state=State.BLOCKED, reason=event.reason), (), event.reason)
+    return block_placed(job, event, _now_us)
+
+
+def block_placed(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
+    return closing(job, Ending(state=State.BLOCKED, reason=event.reason))
+
+
+def block_again(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
+    return Step(replace(job, reason=event.reason), (), event.reason)
+
+
+def unblocked(job: JobState, event: Unblocked, _now_us: int) -> Step:
+    reason = event.reason or "no longer blocked"
+    return Step(replace(job, state=State.QUEUED, reason=reason), (), reason)
+
+
+def resume(job: JobState, _event: ResumeRequested, _now_us: int) -> Step:
+    """A person vouches for it: fresh budgets, and crashes at known steps are forgotten."""
+    lived = history(job)
+    kept = History(highest_step=lived.highest_step, committed_step=lived.committed_step)
+    job = replace(
+        job,
+        state=State.QUEUED,
+        reason="resumed on request",
+        charges={},
+        history=kept.to_dict(),
+        not_before_us=None,
+        ended_us=None,
+        exit_code=None,
+        traceback=None,
+    )
+    return Step(job, (), "resumed on request, with fresh budgets")

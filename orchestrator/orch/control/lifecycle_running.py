@@ -1,0 +1,267 @@
+"""Rules of the lifecycle: agents and training processes, their failures and their recovery."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from orch.control.lifecycle_common import (
+    Step,
+    alive,
+    charged,
+    charges,
+    closing,
+    decide,
+    history,
+    lost,
+    merge_restart,
+    placed_anew,
+    policy,
+    reached,
+    us,
+    with_agent,
+)
+from orch.control.lifecycle_placing import gang_lost, gone, missing, strays
+from orch.model.commands import KillAgents, RaiseAttempt, StartAgents
+from orch.model.events import GangLost
+from orch.model.generation import Generation
+from orch.model.states import AgentStatus, Ending, JobState, State
+from orch_policies import restart
+from orch_policies.restart import Failure
+from orch_workers.training.protocol import EXIT_LEFT
+
+if TYPE_CHECKING:
+    from orch.model.commands import Command
+    from orch.model.events import (
+        Adopted,
+        AgentLost,
+        AgentUp,
+        CheckpointCommitted,
+        ProcessExited,
+        ProcessStarted,
+        Progressed,
+        Recovered,
+        RestartDecided,
+        Restored,
+        WorkerEnded,
+    )
+
+LEAVING = {"left", "stopped"}
+
+
+def agent_up(job: JobState, event: AgentUp, _now_us: int) -> Step:
+    job = with_agent(job, event.rank, status=AgentStatus.UP, node=event.node, pid=event.pid)
+    return Step(job, (), f"agent of rank {event.rank} answers")
+
+
+# --- training processes ---
+
+
+def process_started(job: JobState, event: ProcessStarted, now_us: int) -> Step:
+    job = _at_generation(job, event.generation)
+    job = with_agent(job, event.rank, status=AgentStatus.UP, started=event.generation)
+    if job.started_us is None:
+        job = replace(job, started_us=now_us)
+    everywhere = all(agent.started == job.generation for agent in job.agents.values() if agent.alive)
+    waits_for_step = job.state is State.RECOVERING and bool(job.step)
+    if job.state is State.STOPPING or not everywhere or waits_for_step:
+        return Step(job, (), f"training process of rank {event.rank} runs")
+    return Step(replace(job, state=State.RUNNING, reason=""), (), "training processes run")
+
+
+def restored(job: JobState, event: Restored, _now_us: int) -> Step:
+    job = replace(_at_generation(job, event.generation), restored_step=event.step)
+    if event.source == "storage":
+        job = replace(job, checkpoint_step=event.step)
+    return Step(job, (), f"restored step {event.step} from {event.source}")
+
+
+def progressed(job: JobState, event: Progressed | Recovered, _now_us: int) -> Step:
+    """A new step of the present generation ends a recovery; why_late has sorted out older reports."""
+    job = reached(_at_generation(job, event.generation), event.step)
+    new = event.step > (job.restored_step or 0)
+    if job.state in {State.STARTING, State.RECOVERING} and new:
+        return Step(
+            replace(job, state=State.RUNNING, reason=""), (), f"step {event.step} done: training again"
+        )
+    return Step(job)
+
+
+def process_exited(job: JobState, event: ProcessExited, _now_us: int) -> Step:
+    """What follows is the leader's to say: a RestartDecided or a WorkerEnded comes next."""
+    job = reached(_at_generation(job, event.generation), event.step)
+    if job.state is State.STOPPING or event.code in {0, EXIT_LEFT}:
+        return Step(job)
+    failure = Failure(
+        "process_exit",
+        exit_code=event.code,
+        signal=event.signal,
+        step=event.step,
+        message=event.evidence,
+    )
+    reason = f"rank {event.rank}: {restart.describe(failure)}"
+    job = replace(job, state=State.RECOVERING, down=event.generation, reason=reason)
+    return Step(job, (), "the leader decides")
+
+
+def restart_decided(job: JobState, event: RestartDecided, _now_us: int) -> Step:
+    """The leader has decided and acted; the charge is booked, and the job waits for the new generation."""
+    known = event.generation <= job.generation
+    job = merge_late(job, event)
+    if known or job.state is State.STOPPING:
+        return Step(job, (), "known already")
+    job = _at_generation(job, event.generation)
+    job = replace(job, state=State.RECOVERING, reason=event.reason)
+    return Step(job, (), event.reason)
+
+
+def merge_late(job: JobState, event: RestartDecided) -> JobState:
+    """Books a restart's charge, also one that is reported only after its attempt is history."""
+    failure = (
+        Failure("process_exit", step=event.step)
+        if event.failure is None
+        else Failure.from_dict(dict(event.failure))
+    )
+    return merge_restart(job, event.generation, failure, cast("Any", event.charge_to))
+
+
+def checkpoint_committed(job: JobState, event: CheckpointCommitted, _now_us: int) -> Step:
+    before = charges(job).given_back
+    paid, lived = restart.committed(charges(job), history(job), event.step)
+    step = max(event.step, job.checkpoint_step or 0)
+    job = replace(job, charges=paid.to_dict(), history=lived.to_dict(), checkpoint_step=step)
+    if paid.given_back == before:
+        return Step(job)
+    return Step(job, (), f"checkpoint of step {event.step} is beyond the last failure: one charge given back")
+
+
+def _at_generation(job: JobState, generation: Generation) -> JobState:
+    """The job at `generation`, of the present attempt: a newer restart means that the older one is down."""
+    if generation.restart <= job.restart:
+        return job
+    down = Generation(job.attempt, generation.restart - 1) if generation.restart > 1 else job.down
+    return replace(job, restart=generation.restart, restored_step=None, down=down)
+
+
+# --- workers that end, agents that die ---
+
+
+def worker_ended(job: JobState, event: WorkerEnded, now_us: int) -> Step:
+    job = with_agent(reached(job, event.step), event.rank, status=AgentStatus.ENDED, outcome=event.outcome)
+    if event.outcome == "succeeded":
+        return _succeeded(job) or Step(job, (), f"rank {event.rank} is done, the others are not")
+    if event.outcome in LEAVING:
+        return _leave(job, now_us, event.reason)
+    return closing(
+        job,
+        Ending(
+            state=State.BLOCKED if event.outcome == "blocked" else State.FAILED,
+            reason=event.reason or f"rank {event.rank} ended: {event.outcome}",
+            exit_code=event.exit_code,
+            traceback=event.traceback,
+        ),
+    )
+
+
+def worker_ended_stopping(job: JobState, event: WorkerEnded, _now_us: int) -> Step:
+    """The end that was seen counts, not the one that was asked for: all done before the stop is success."""
+    job = with_agent(reached(job, event.step), event.rank, status=AgentStatus.ENDED, outcome=event.outcome)
+    if job.closing or job.ending is None:
+        return Step(job)
+    success = _succeeded(job)
+    if success is not None:
+        return success
+    if alive(job):
+        return Step(job, (), f"rank {event.rank} has ended, others have not")
+    return closing(job, replace(job.ending, exit_code=event.exit_code))
+
+
+def _succeeded(job: JobState) -> Step | None:
+    if any(agent.outcome != "succeeded" for agent in job.agents.values()):
+        return None
+    return closing(job, Ending(state=State.SUCCEEDED, reason="its command ended with success", exit_code=0))
+
+
+def _leave(job: JobState, now_us: int, reason: str) -> Step:
+    """Placed again when the last one has left, charged once."""
+    if alive(job):
+        return Step(job, (), "waits for the others to leave")
+    return gone(job, Failure("preempted", step=job.step, message=reason), now_us)
+
+
+def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
+    kind: restart.Kind = "node_lost" if event.node_lost else "agent_lost"
+    job = reached(job, event.step)
+    return lose(job, (event.rank,), Failure(kind, step=event.step, message=event.evidence), now_us)
+
+
+def lose(job: JobState, ranks: tuple[int, ...], failure: Failure, now_us: int) -> Step:
+    """Replaces the agents of `ranks` in the same gang: a new attempt, which the survivors adopt.
+
+    Nobody is left and the machine is gone: the gang is given back and the job queues again. Somebody is
+    leaving already: nobody is replaced. The budget is used up: the job fails.
+    """
+    job = lost(job, ranks)
+    survivors = alive(job)
+    if any(agent.outcome in LEAVING for agent in job.agents.values()):
+        return _leave(job, now_us, failure.message)
+    if failure.kind == "node_lost" and not survivors:
+        return gone(job, failure, now_us)
+    decision = decide(job, failure)
+    job = charged(job, failure, decision)
+    if decision.action == "fail":
+        return closing(job, Ending(state=State.FAILED, reason=decision.reason))
+    attempt = job.attempt + 1
+    job = replace(
+        job,
+        state=State.RECOVERING,
+        reason=decision.reason,
+        attempt=attempt,
+        restart=0,
+        restored_step=None,
+        down=None,
+    )
+    job = placed_anew(job, ranks)
+    commands: list[Command] = [
+        StartAgents(
+            attempt=attempt,
+            ranks=ranks,
+            gang_attempt=job.gang or attempt,
+            not_before_us=now_us + us(decision.delay_s) if decision.delay_s else None,
+            policy=policy(job),
+        )
+    ]
+    if survivors:
+        commands.append(RaiseAttempt(attempt=attempt, ranks=survivors, policy=policy(job)))
+    return Step(job, tuple(commands), decision.reason)
+
+
+def agent_lost_stopping(job: JobState, event: AgentLost, _now_us: int) -> Step:
+    job = lost(job, (event.rank,))
+    if job.closing or job.ending is None or alive(job):
+        return Step(job, (), f"agent of rank {event.rank} is gone")
+    return closing(job, job.ending)
+
+
+def adopted(job: JobState, event: Adopted, now_us: int) -> Step:
+    """Training went on without a controller; what is there stays, what is missing is replaced."""
+    unexpected = strays(job, event)
+    kill: tuple[Command, ...] = (KillAgents(strays=unexpected),) if unexpected else ()
+    if event.gang != job.gang:
+        step = gang_lost(job, GangLost(attempt=job.gang or 0, evidence=event.evidence, step=job.step), now_us)
+        return step._replace(commands=(*kill, *step.commands))
+    gone_ranks = missing(job, event)
+    waiting: dict[int, list[int]] = {}
+    for rank, agent in sorted(job.agents.items()):
+        if agent.status is AgentStatus.STARTING and event.found.get(rank) == agent.placed:
+            job = with_agent(job, rank, status=AgentStatus.UP)
+        elif agent.status is AgentStatus.STARTING:
+            waiting.setdefault(agent.placed, []).append(rank)
+    again: tuple[Command, ...] = tuple(
+        StartAgents(attempt=placed, ranks=tuple(ranks), gang_attempt=job.gang or placed, policy=policy(job))
+        for placed, ranks in waiting.items()
+    )
+    if not gone_ranks:
+        return Step(job, (*kill, *again), "found as it should be" if not (kill or again) else "adopted")
+    step = lose(job, gone_ranks, Failure("agent_lost", step=job.step, message=event.evidence), now_us)
+    return step._replace(commands=(*kill, *again, *step.commands))
