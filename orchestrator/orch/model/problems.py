@@ -44,7 +44,8 @@ class Problem:
         if self.allowed:
             text += f"; allowed: {self.allowed}"
         if self.near:
-            text += f" (did you mean {self.near!r}?)"
+            near = self.near if self.near.startswith('"') else repr(self.near)
+            text += f" (did you mean {near}?)"
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
         return ": ".join(part for part in (place, self.path, text) if part)
 
@@ -115,5 +116,7 @@ def near_match(word: str, known: Sequence[str]) -> str | None:
         return None
     by_fold = {name.lower().replace("-", "_"): name for name in known}
     folded = word.lower().replace("-", "_")
-    found = difflib.get_close_matches(folded, by_fold, n=1, cutoff=0.6)
+    # One letter of two or three makes a small ratio: `s4` is half of `s3`.
+    cutoff = 0.5 if len(word) <= 3 else 0.6
+    found = difflib.get_close_matches(folded, by_fold, n=1, cutoff=cutoff)
     return by_fold[found[0]] if found else None

@@ -1,0 +1,278 @@
+"""The job: everything `job.yaml` may say (DESIGN section 4), frozen and checked.
+
+Attributes carry their units (`backoff.initial_s`, `resources.memory_bytes`); the file and JSON use the short
+names (`initial`, `memory`). `JobSpec.model_validate(spec.model_dump(mode="json")) == spec`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+
+from orch.model import fields, ids
+from orch.model.problems import Problem, shown
+from orch.model.storage_url import check_storage_options, check_storage_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Backoff",
+    "Best",
+    "CheckpointSpec",
+    "Every",
+    "JobSpec",
+    "Keep",
+    "PythonSpec",
+    "Resources",
+    "RestartSpec",
+    "StorageSpec",
+    "job_schema",
+    "unsupported",
+]
+
+WORKERS_MAX = 10_000
+GPUS_MAX = 1024
+CPUS_MAX = 65_536
+STEPS_MAX = 10**12
+"""A step has twelve digits in storage."""
+KEEP_MAX = 100_000
+PRIORITY_MAX = 1_000_000
+OPTIONS_MAX = 100
+VARIABLES_MAX = 1000
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        serialize_by_alias=True,
+        # Values may be secret, and pydantic would print them with its errors.
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class PythonSpec(_Model):
+    """An own Python environment for the job, built once per content and cached."""
+
+    requirements: fields.Text
+    """A requirements.txt, relative to the workdir."""
+
+
+class Resources(_Model):
+    """What each worker gets."""
+
+    workers: Annotated[int, fields.whole(1, WORKERS_MAX)] = 1
+    """How many workers (ranks) run the command at once."""
+    gpus: Annotated[int | float, fields.amount(GPUS_MAX, zero=True, whole_above=1)] = 0
+    """GPUs of each worker; a fraction shares one."""
+    cpus: Annotated[int | float, fields.amount(CPUS_MAX, zero=False)] = 1
+    """CPU cores of each worker."""
+    memory_bytes: fields.Size | None = Field(default=None, alias="memory")
+    """Memory of each worker, such as 8GiB. Without it, memory is not counted when the job is placed."""
+
+
+class StorageSpec(_Model):
+    """Where checkpoints are kept."""
+
+    url: fields.Text
+    """An absolute path, or a URL such as s3://bucket/prefix."""
+    options: dict[str, JsonValue] = Field(default={}, max_length=OPTIONS_MAX)
+    """Options of the fsspec file system, such as endpoint_url. No secrets: name those under `secrets`."""
+
+    @field_validator("options")
+    @classmethod
+    def _safe_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        fields.refuse_first(check_storage_options(value))
+        return value
+
+
+def _storage(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class Every(_Model):
+    """When to checkpoint: whichever comes first of what is named here."""
+
+    steps: Annotated[int, fields.whole(1, STEPS_MAX)] | None = None
+    """After so many steps."""
+    seconds: fields.PositiveDuration | None = None
+    """After so much time."""
+    epochs: Annotated[int, fields.whole(1, STEPS_MAX)] | None = None
+    """After so many epochs."""
+
+
+def _every(value: object) -> object:
+    """`auto` or a mapping that names something."""
+    if isinstance(value, Every) or value == "auto":
+        return value
+    allowed = "auto, or a mapping of steps, seconds and epochs"
+    if not isinstance(value, dict):
+        fields.refuse(f"is {shown(value)}", allowed=allowed)
+    if not any(named is not None for named in value.values()):
+        fields.refuse("names no interval", allowed="at least one of steps, seconds, epochs")
+    return Every.model_validate(value)
+
+
+class Best(_Model):
+    """Keep the checkpoints with the best value of a metric."""
+
+    metric: fields.Text
+    """The name given to run.step(name=…)."""
+    mode: Annotated[Literal["min", "max"], fields.choice("min", "max")] = "min"
+    """Whether lower or higher is better."""
+    count: Annotated[int, fields.whole(1, KEEP_MAX)] = 1
+    """How many."""
+
+
+class Keep(_Model):
+    """Which checkpoints are kept: whatever any of these rules names, and always the newest verified one."""
+
+    last: Annotated[int, fields.whole(1, KEEP_MAX)] = 5
+    """The newest ones."""
+    every_hours: Annotated[int | float, fields.amount(24 * 3660, zero=False)] | None = None
+    """One for every so many hours of the run."""
+    best: Best | None = None
+    """The best by a metric."""
+
+
+class CheckpointSpec(_Model):
+    """Where, when and how long the state is kept."""
+
+    unfenced: bool = False
+    """Accept a storage that cannot refuse to overwrite: two writers could damage a checkpoint."""
+    storage: Annotated[StorageSpec, BeforeValidator(_storage)] | None = None
+    """An absolute path or URL, or a mapping of url and options. Default: a folder of the server's home."""
+    every: Annotated[Every | Literal["auto"], BeforeValidator(_every)] = Every(seconds=600)
+    """Steps, seconds, epochs: whichever comes first. The first and the last step are always saved."""
+    keep: Keep = Keep()
+    """What is kept when newer checkpoints arrive."""
+    files: fields.Patterns = ()
+    """Files that the script writes itself as its checkpoints: kept safe instead of orch's own."""
+
+    @field_validator("storage")
+    @classmethod
+    def _possible_storage(cls, value: StorageSpec | None, info: ValidationInfo) -> StorageSpec | None:
+        if value is not None:
+            fields.refuse_first(check_storage_url(value.url, unfenced=info.data.get("unfenced", False)))
+        return value
+
+
+class Backoff(_Model):
+    """The pause before a restart: doubled from one to the next, with jitter."""
+
+    initial_s: fields.Duration = Field(default=1, alias="initial")
+    """The first pause."""
+    max_s: fields.Duration = Field(default=300, alias="max")
+    """The longest pause."""
+
+    @field_validator("max_s")
+    @classmethod
+    def _not_below_initial(cls, value: float, info: ValidationInfo) -> float:
+        initial_s = info.data.get("initial_s", 0)
+        if value < initial_s:
+            fields.refuse(f"{value} seconds is less than `initial`", allowed=f"{initial_s} seconds or more")
+        return value
+
+
+class RestartSpec(_Model):
+    """How often what may go wrong before the job counts as failed."""
+
+    max_failures: fields.Budget = 3
+    """Crashes of the training process or of its agent: a number or `unlimited`."""
+    max_hangs: fields.Budget = 3
+    """Times without progress: a number or `unlimited`."""
+    max_preemptions: fields.Budget = "unlimited"
+    """Machines that went away: a number or `unlimited`."""
+    backoff: Backoff = Backoff()
+    """The pause before a restart."""
+    hang: fields.HangRule = "auto"
+    """When a job counts as hung: learned from its steps (`auto`), never (`off`), or after a duration."""
+
+
+class JobSpec(_Model):
+    """A training job of orch."""
+
+    name: fields.JobName | None = None
+    """The first part of the job's id. Default: the name of the workdir."""
+    run: fields.Command
+    """The command of every worker. Executed without a shell where it needs none."""
+    workdir: fields.Text = "."
+    """The folder that is shipped and in which the command runs, relative to the job file."""
+    ship: Annotated[Literal["auto", "never"], fields.choice("auto", "never")] = "auto"
+    """`auto` ships the workdir; `never` runs in place, on a path that every machine has."""
+    outputs: fields.Patterns = ()
+    """Files and patterns inside the workdir that `orch fetch` brings back."""
+    env: dict[fields.EnvName, fields.EnvValue] = Field(default={}, max_length=VARIABLES_MAX)
+    """Environment variables of the command."""
+    secrets: fields.SecretNames = ()
+    """Names of environment variables whose values are taken at submit, encrypted, and never shown."""
+    python: PythonSpec | None = None
+    """An own Python environment."""
+    resources: Resources = Resources()
+    """What each worker gets."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """Where, when and how long the state is kept."""
+    restart: RestartSpec = RestartSpec()
+    """How often what may go wrong."""
+    priority: Annotated[int, fields.whole(-PRIORITY_MAX, PRIORITY_MAX)] = 0
+    """Jobs with a higher priority are placed first."""
+
+    @field_validator("secrets")
+    @classmethod
+    def _no_secret_in_env(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        both = sorted(set(value) & set(info.data.get("env", {})))
+        if both:
+            fields.refuse(f"{', '.join(both)} stands under `env` too", allowed="each name in one of the two")
+        return value
+
+    @property
+    def job_name(self) -> str:
+        """The name given, else that of the workdir."""
+        return self.name or ids.default_name(self.workdir)
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON schema of job.yaml, for editors."""
+    schema = JobSpec.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "orch job"}
+
+
+def unsupported(spec: JobSpec) -> list[Problem]:
+    """What the spec asks for and this version cannot do yet. The one place that says so.
+
+    Submit refuses these: a job that silently lacked what it asked for would be worse.
+    """
+    return [
+        Problem(f"{what} is not possible in this version of orch: {instead}", path=path)
+        for path, what, instead in _not_yet(spec)
+    ]
+
+
+def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
+    checkpoint = spec.checkpoint
+    if spec.python is not None:
+        yield (
+            "python",
+            "an own Python environment for a job",
+            "install the packages where orch is, or begin `run` with the path of another interpreter",
+        )
+    if spec.resources.workers > 1:
+        yield "resources.workers", "a job of more than one worker", "ask for 1"
+    if checkpoint.files:
+        yield (
+            "checkpoint.files",
+            "keeping files that the script writes itself",
+            "remove the key, and use `import orch` in the script to have its state kept",
+        )
+    if checkpoint.every == "auto":
+        yield "checkpoint.every", "a learned interval", "name steps, seconds or epochs"
+    if checkpoint.keep.every_hours is not None:
+        yield "checkpoint.keep.every_hours", "keeping checkpoints by the hour", "use `last`"
+    if checkpoint.keep.best is not None:
+        yield "checkpoint.keep.best", "keeping the best checkpoints", "use `last`"
+    if spec.restart.hang not in {"auto", "off"}:
+        yield "restart.hang", "a limit of your own for hangs", "remove the key"
