@@ -273,9 +273,12 @@ class Guard:
     def _start(self, message: dict[str, Any]) -> None:
         self.exec_error, child_error = os.pipe()
         os.set_blocking(self.exec_error, False)
+        # Blocked until the child has given up our handlers: a TERM that comes in between must not be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
             _become(message, child_error)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(child_error)
         self.main = pid
         process = look_up(pid)
@@ -295,6 +298,11 @@ def _become(message: dict[str, Any], error: int) -> NoReturn:
     """In the new child: turns into the command. What fails is said in the log and through `error`."""
     doing = "open the log"
     try:
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            # The C library keeps two real-time signals for itself.
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Its own session: `kill 0` in a user's script must not reach the guard.
         os.setsid()
         log = os.open(message["log_path"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -303,10 +311,6 @@ def _become(message: dict[str, Any], error: int) -> NoReturn:
             os.dup2(source, target)
         doing = f"enter {message['cwd']}"
         os.chdir(message["cwd"])
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            # The C library keeps two real-time signals for itself.
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
         doing = f"start {message['argv'][0]!r}"
         os.execvpe(message["argv"][0], message["argv"], message["env"])  # noqa: S606, no shell is what we want
     except OSError as failure:
