@@ -1,0 +1,154 @@
+"""`run.batches`: iterates a loader, and in a resumed epoch goes to the batch after the last one that was
+consumed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
+
+from . import rng
+from .errors import TrainingError
+from .indexed import indexed_batches
+from .loader import (
+    generator_states,
+    keeps_own_state,
+    open_iterator,
+    set_generator_states,
+    why_inexact,
+)
+from .position import Position, Stream
+
+if TYPE_CHECKING:
+    from .snapshot import Adapters
+
+MODES = ("replay", "index")
+PROGRESS_EVERY_S = 5.0
+
+
+class Batches:
+    """Opens the streams of a run."""
+
+    def __init__(
+        self,
+        position: Position,
+        adapters: Adapters,
+        say: Callable[[str], None],
+        inexact: Callable[[str], None],
+    ) -> None:
+        self.seed = 0
+        self.random_now: dict[str, Any] | None = None
+        """The random states of the checkpoint, until the first stream that was open in it has been resumed.
+        """
+        self._position = position
+        self._adapters = adapters
+        self._say = say
+        self._inexact = inexact
+        self._iterators_seen: list[Any] = []
+
+    def iterate(self, loader: Any, mode: str) -> Iterator[Any]:
+        if mode not in MODES:
+            raise ValueError(f"skip={mode!r}: must be one of {', '.join(MODES)}")
+        stored = self._position.next_stored()
+        adapters = self._adapters.active()
+        if stored is not None and stored["done"] and stored["steps"]:
+            # Its steps are part of the restored state: nothing of it is left to do.
+            over = Stream(loader, stored["mode"], None, stored["generators"])
+            over.batches, over.steps = stored["batches"], stored["steps"]
+            self._position.begin(over)
+            self._position.end(over)
+            return
+        self._check(loader, mode)
+        if self._position.repeats_loops:
+            self._inexact(
+                "run.batches was called for several passes without run.epochs; a restart repeats what is "
+                "between them, so loop over run.epochs(count)"
+            )
+        outside = self._outside(stored, adapters)
+        stream, iterator = self._begin(loader, mode, stored, adapters)
+        if stored is not None and not stored["done"]:
+            self._problems(rng.restore(outside, adapters))
+            if stored["generators_now"] and mode == "replay":
+                self._problems(set_generator_states(loader, stored["generators_now"], adapters))
+        try:
+            for batch in iterator:
+                stream.batches += 1
+                stream.steps_of_batch = 0
+                yield batch
+        finally:
+            self._position.end(stream)
+
+    def state_of(self, stream: Stream) -> dict[str, Any]:
+        """For Position.to_tree."""
+        own = stream.loader.state_dict() if keeps_own_state(stream.loader) else None
+        now = generator_states(stream.loader, self._adapters.active())
+        return {"generators_now": now, "loader": own}
+
+    def _outside(self, stored: dict[str, Any] | None, adapters: Sequence[Any]) -> dict[str, Any]:
+        """The random states to go on with once a resumed stream is where it was."""
+        if stored is None or stored["done"]:
+            return {}
+        if self.random_now is None:  # another stream went on first (zip of two), and may have drawn since
+            return rng.capture(adapters)
+        outside, self.random_now = self.random_now, None
+        return outside
+
+    def _begin(self, loader: Any, mode: str, stored: dict[str, Any] | None, adapters: Sequence[Any]) -> Any:
+        if stored is not None:
+            if stored["mode"] != mode:
+                raise TrainingError(
+                    f"the checkpoint was made with skip={stored['mode']!r}, this script says skip={mode!r}: "
+                    "the batches would not be the same ones; go on with the former"
+                )
+            if stored["random"] is not None:
+                self._problems(rng.restore(stored["random"], adapters))
+            self._problems(set_generator_states(loader, stored["generators"], adapters))
+        stream = Stream(loader, mode, rng.capture(adapters), generator_states(loader, adapters))
+        done_before = 0 if stored is None or stored["done"] else stored["batches"]
+        if mode == "index":
+            iterator = indexed_batches(loader, self.seed, self._position.epoch, done_before)
+        elif done_before and keeps_own_state(loader):
+            loader.load_state_dict(stored["loader"] if stored else None)
+            iterator = open_iterator(loader, adapters)
+        else:
+            iterator = open_iterator(loader, adapters)
+            self._replay(iterator, done_before)
+        self._position.begin(stream)
+        if stored is not None and not stored["done"]:
+            stream.batches, stream.steps = done_before, stored["steps"]
+        return stream, iterator
+
+    def _replay(self, iterator: Iterator[Any], count: int) -> None:
+        started = said = time.monotonic()
+        for number in range(count):
+            try:
+                next(iterator)
+            except StopIteration:
+                raise TrainingError(
+                    f"the loader gives {number} batches, and the checkpoint was made after {count} of them: "
+                    "the data is not what it was; bring it back, or start a new run"
+                ) from None
+            if time.monotonic() - said >= PROGRESS_EVERY_S:
+                said = time.monotonic()
+                self._say(f"replaying epoch {self._position.epoch}: {number + 1} of {count} batches")
+        if count:
+            took_s = time.monotonic() - started
+            self._say(f"replayed {count} batches of epoch {self._position.epoch} in {took_s:.1f} s")
+
+    def _check(self, loader: Any, mode: str) -> None:
+        if mode == "index":
+            return
+        for reason in why_inexact(loader):
+            self._inexact(reason)
+        if hasattr(loader, "__next__"):
+            if any(loader is seen for seen in self._iterators_seen):
+                self._inexact(
+                    "run.batches was given one iterator twice; a restart begins it anew, so give it the "
+                    "loader and not iter(loader)"
+                )
+            else:
+                self._iterators_seen.append(loader)
+
+    def _problems(self, found: Sequence[str]) -> None:
+        for problem in found:
+            self._inexact(problem)

@@ -1,0 +1,211 @@
+"""The arguments of orch.training(): how each is captured, compared with what is stored, and restored."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any, Sequence
+
+from .arrays import numpy_module
+from .errors import UnsupportedStateError
+
+
+class StateHandler:
+    """One argument. `capture` gives what the typed tree keeps; `restore` takes the same back.
+
+    `problems` says, without changing anything, why the stored state does not fit. `order`: parameters first,
+    then optimizers, then what refers to optimizers, then random generators.
+    """
+
+    kind = "state"
+    order = 2
+
+    def __init__(self, name: str, target: Any) -> None:
+        self.name = name
+        self.target = target
+
+    def capture(self) -> Any:
+        return self.target.state_dict()
+
+    def problems(self, stored: Any) -> list[str]:
+        return []
+
+    def restore(self, stored: Any) -> None:
+        self.target.load_state_dict(stored)
+
+    def reseed(self, seed: int) -> None:
+        """Random generators only."""
+        raise NotImplementedError
+
+
+class ArrayHandler(StateHandler):
+    """A NumPy array; loaded in place."""
+
+    kind = "ndarray"
+
+    def capture(self) -> Any:
+        return self.target
+
+    def problems(self, stored: Any) -> list[str]:
+        return compare_arrays(self.name, {"": stored}, {"": self.target})
+
+    def restore(self, stored: Any) -> None:
+        self.target[...] = stored
+
+
+class PythonRandomHandler(StateHandler):
+    """A random.Random."""
+
+    kind = "random.Random"
+    order = 3
+
+    def capture(self) -> Any:
+        return self.target.getstate()
+
+    def restore(self, stored: Any) -> None:
+        self.target.setstate(stored)
+
+    def reseed(self, seed: int) -> None:
+        self.target.seed(seed)
+
+
+class NumpyGeneratorHandler(StateHandler):
+    """A numpy.random.Generator or BitGenerator."""
+
+    kind = "numpy.random.Generator"
+    order = 3
+
+    @property
+    def _bits(self) -> Any:
+        return getattr(self.target, "bit_generator", self.target)
+
+    def capture(self) -> Any:
+        return self._bits.state
+
+    def problems(self, stored: Any) -> list[str]:
+        live = self._bits.state["bit_generator"]
+        if stored["bit_generator"] == live:
+            return []
+        return [f"{self.name} is a {stored['bit_generator']} in the checkpoint, a {live} in this script"]
+
+    def restore(self, stored: Any) -> None:
+        self._bits.state = stored
+
+    def reseed(self, seed: int) -> None:
+        self._bits.state = type(self._bits)(seed).state
+
+
+class NumpyRandomStateHandler(StateHandler):
+    """A numpy.random.RandomState, the older kind."""
+
+    kind = "numpy.random.RandomState"
+    order = 3
+
+    def capture(self) -> Any:
+        return self.target.get_state(legacy=False)
+
+    def restore(self, stored: Any) -> None:
+        self.target.set_state(stored)
+
+    def reseed(self, seed: int) -> None:
+        self.target.seed(seed % (1 << 32))
+
+
+class ValueHandler(StateHandler):
+    """A plain value. It lives in `Run.values`; mutable containers are restored in place, so that the script's
+    own name for them stays right.
+    """
+
+    kind = "value"
+
+    def __init__(self, name: str, values: dict[str, Any]) -> None:
+        super().__init__(name, values[name])
+        self._values = values
+
+    def capture(self) -> Any:
+        return self._values[self.name]
+
+    def restore(self, stored: Any) -> None:
+        live = self._values[self.name]
+        if type(live) is not type(stored):
+            self._values[self.name] = stored
+        elif isinstance(live, (dict, set)):
+            live.clear()
+            live.update(stored)
+        elif isinstance(live, (list, bytearray)):
+            live[:] = stored
+        elif isinstance(live, deque) and live.maxlen == stored.maxlen:
+            live.clear()
+            live.extend(stored)
+        else:
+            self._values[self.name] = stored
+
+
+def random_handler(name: str, value: Any) -> Any:
+    """The handler of a random generator of Python or NumPy, or None."""
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return PythonRandomHandler(name, value)
+    numpy = numpy_module()
+    if numpy is not None:
+        if isinstance(value, (numpy.random.Generator, numpy.random.BitGenerator)):
+            return NumpyGeneratorHandler(name, value)
+        if isinstance(value, numpy.random.RandomState):
+            return NumpyRandomStateHandler(name, value)
+    return None
+
+
+def make_handler(
+    name: str, everything: dict[str, Any], adapters: Sequence[Any], values: dict[str, Any]
+) -> StateHandler:
+    """Raises UnsupportedStateError for an argument that is nothing orch can keep."""
+    value = everything[name]
+    for adapter in adapters:
+        handler: StateHandler = adapter.handler(name, value, everything)
+        if handler is not None:
+            return handler
+    found: StateHandler = random_handler(name, value)
+    if found is not None:
+        return found
+    if callable(getattr(value, "state_dict", None)) and not isinstance(value, type):
+        if callable(getattr(value, "load_state_dict", None)):
+            return StateHandler(name, value)
+        raise UnsupportedStateError(
+            f"{name}: {type(value).__name__} has state_dict() but no load_state_dict()"
+        )
+    numpy = numpy_module()
+    if numpy is not None and type(value) is numpy.ndarray:
+        return ArrayHandler(name, value)
+    values[name] = value
+    return ValueHandler(name, values)
+
+
+def compare_arrays(name: str, stored: Any, live: Any) -> list[str]:
+    """Differences in names, shapes and dtypes between two flat dicts of arrays, one sentence each."""
+    found = [
+        f"{_joined(name, key)} is in the checkpoint but not in this script"
+        for key in stored
+        if key not in live
+    ]
+    for key, value in live.items():
+        path = _joined(name, key)
+        if key not in stored:
+            found.append(f"{path} is in this script but not in the checkpoint")
+        elif hasattr(value, "dtype") and hasattr(stored[key], "dtype"):
+            found += _compare(path, stored[key], value)
+    return found
+
+
+def _compare(path: str, stored: Any, live: Any) -> list[str]:
+    try:
+        live_shape = list(live.shape)
+    except RuntimeError:  # a lazy module that has not run yet takes any shape
+        return []
+    if list(stored.shape) != live_shape:
+        return [f"{path} has shape {list(stored.shape)} in the checkpoint, {live_shape} in this script"]
+    if stored.dtype != live.dtype:
+        return [f"{path} is {stored.dtype} in the checkpoint, {live.dtype} in this script"]
+    return []
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if key else name

@@ -1,0 +1,248 @@
+"""PyTorch: its tensors in the typed tree, its modules, optimizers and random generators as state.
+
+Never imports torch by itself: the adapter exists only when the script has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, Callable
+
+from .arrays import numpy_module
+from .errors import UnsupportedStateError
+from .objects import StateHandler, compare_arrays
+from .optimizers import OptimizerHandler
+from .tree import TAG, Codec, Leaf
+
+# torch's name → the name of the element type in slots and checkpoints: safetensors' names as far as it has
+# one
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+    "complex64": "C64", "complex128": "C128", "complex32": "C32",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4_E2M1X2",
+}  # fmt: skip
+
+
+def torch_module() -> Any:
+    """The user's torch if it has been imported, else None."""
+    return sys.modules.get("torch")
+
+
+class TensorCodec(Codec):
+    tags = ("tensor", "torch.Size", "torch.dtype", "torch.device")
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._by_torch = {
+            getattr(torch, name): plain for name, plain in _DTYPES.items() if hasattr(torch, name)
+        }
+        self._by_plain = {plain: dtype for dtype, plain in self._by_torch.items()}
+
+    def leaf(self, value: Any, path: str) -> Leaf | None:
+        torch = self._torch
+        if not isinstance(value, torch.Tensor):
+            return None
+        plain = self._refuse_unless_plain(value, path)
+        tensor = value.detach()
+        size_bytes = tensor.numel() * tensor.element_size()
+        node: dict[str, Any] = {TAG: "tensor"}
+        if tensor.device.type != "cpu":
+            node["device"] = tensor.device.type
+        if not tensor.is_contiguous() and _is_dense(tensor):
+            node["stride"] = list(tensor.stride())
+        identity = None
+        if size_bytes:
+            place = (str(tensor.device), tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
+            identity = ("torch", place, plain, tuple(tensor.shape), tensor.stride())
+        return Leaf(plain, tuple(tensor.shape), size_bytes, identity, node, _copier(torch, tensor))
+
+    def _refuse_unless_plain(self, value: Any, path: str) -> str:
+        torch = self._torch
+        if type(value) not in (torch.Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", torch.Tensor)):
+            why = f"a tensor of type {type(value).__module__}.{type(value).__qualname__}"
+            if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+                why = "a parameter of a lazy module that has not run yet"
+        elif value.layout != torch.strided:
+            why = f"a tensor of layout {value.layout}"
+        elif value.is_quantized:
+            why = "a quantised tensor"
+        elif value.device.type == "meta":
+            why = "a tensor on the meta device, which has no values"
+        elif value.dtype not in self._by_torch:
+            why = f"a tensor of dtype {value.dtype}"
+        else:
+            return self._by_torch[value.dtype]
+        raise UnsupportedStateError(
+            f"{path}: a checkpoint cannot hold {why}; keep a plain dense tensor instead"
+        )
+
+    def node(self, value: Any) -> dict[str, Any] | None:
+        torch = self._torch
+        if isinstance(value, torch.Size):
+            return {TAG: "torch.Size", "v": list(value)}
+        if isinstance(value, torch.dtype):
+            return {TAG: "torch.dtype", "v": str(value)[len("torch.") :]}
+        if isinstance(value, torch.device):
+            return {TAG: "torch.device", "v": str(value)}
+        return None
+
+    def make(self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...]) -> Any:
+        torch, tag = self._torch, node[TAG]
+        if tag == "torch.Size":
+            return torch.Size(node["v"])
+        if tag == "torch.dtype":
+            return getattr(torch, node["v"])
+        if tag == "torch.device":
+            return torch.device(node["v"])
+        assert data is not None
+        if dtype not in self._by_plain:
+            raise ValueError(
+                f"the checkpoint holds a tensor of dtype {dtype}, which torch {torch.__version__} lacks"
+            )
+        made = torch.empty(tuple(shape), dtype=self._by_plain[dtype])
+        if data.nbytes:
+            flat = made.reshape(-1).view(torch.uint8)
+            _fill(torch, flat, data)
+        if "stride" in node:
+            strided = torch.empty_strided(tuple(shape), tuple(node["stride"]), dtype=made.dtype)
+            made = strided.copy_(made)
+        if "device" in node:
+            made.orch_device = node["device"]  # where it lived; who loads it decides what that means
+        return made
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Whether the strides are a permutation of contiguous ones (channels_last, a transposed matrix)."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _copier(torch: Any, tensor: Any) -> Callable[[memoryview], None]:
+    def copy_to(target: memoryview) -> None:
+        if not target.nbytes:
+            return
+        flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+        numpy = numpy_module()
+        if numpy is not None and flat.device.type == "cpu":
+            numpy.copyto(numpy.frombuffer(target, numpy.uint8), flat.numpy())  # twice torch's own copy speed
+        else:
+            torch.frombuffer(target, dtype=torch.uint8).copy_(flat)
+
+    return copy_to
+
+
+def _fill(torch: Any, flat: Any, data: memoryview) -> None:
+    numpy = numpy_module()
+    if numpy is not None:
+        numpy.copyto(flat.numpy(), numpy.frombuffer(data, numpy.uint8))
+        return
+    with warnings.catch_warnings():  # the source is mapped read-only, and only read
+        warnings.simplefilter("ignore", UserWarning)
+        flat.copy_(torch.frombuffer(data, dtype=torch.uint8))
+
+
+class ModuleHandler(StateHandler):
+    """A torch.nn.Module; loaded strictly, after names, shapes and dtypes were compared."""
+
+    kind = "module"
+    order = 0
+
+    def problems(self, stored: Any) -> list[str]:
+        return compare_arrays(self.name, stored, self.target.state_dict())
+
+
+class TensorHandler(StateHandler):
+    """A tensor or parameter given by itself; loaded in place."""
+
+    kind = "tensor"
+    order = 0
+
+    def capture(self) -> Any:
+        return self.target.detach()
+
+    def problems(self, stored: Any) -> list[str]:
+        return compare_arrays(self.name, {"": stored}, {"": self.target})
+
+    def restore(self, stored: Any) -> None:
+        self.target.detach().copy_(stored)
+
+
+class GeneratorHandler(StateHandler):
+    """A torch.Generator."""
+
+    kind = "torch.Generator"
+    order = 3
+
+    def capture(self) -> Any:
+        return self.target.get_state()
+
+    def restore(self, stored: Any) -> None:
+        self.target.set_state(stored)
+
+    def reseed(self, seed: int) -> None:
+        self.target.manual_seed(seed)
+
+
+class TorchAdapter:
+    """Everything the rest of the training side wants to know of torch."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self.codec: Codec = TensorCodec(torch)
+        self.framework = ("torch", str(torch.__version__))
+
+    def handler(self, name: str, value: Any, everything: dict[str, Any]) -> StateHandler | None:
+        torch = self._torch
+        if isinstance(value, torch.nn.Module):
+            return ModuleHandler(name, value)
+        if isinstance(value, torch.optim.Optimizer):
+            modules = {key: other for key, other in everything.items() if isinstance(other, torch.nn.Module)}
+            loose = {key: other for key, other in everything.items() if isinstance(other, torch.nn.Parameter)}
+            return OptimizerHandler(name, value, modules, loose)
+        if isinstance(value, torch.Tensor):
+            return TensorHandler(name, value)
+        if isinstance(value, torch.Generator):
+            return GeneratorHandler(name, value)
+        return None
+
+    def capture_random(self) -> dict[str, Any]:
+        torch = self._torch
+        found: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            found["cuda"] = torch.cuda.get_rng_state_all()
+        return found
+
+    def restore_random(self, stored: dict[str, Any]) -> str | None:
+        """Returns what could not be restored, as a sentence."""
+        torch = self._torch
+        torch.set_rng_state(stored["cpu"])
+        cuda = stored.get("cuda")
+        if not cuda:
+            return None
+        if not torch.cuda.is_available() or torch.cuda.device_count() < len(cuda):
+            return f"the random states of {len(cuda)} CUDA devices are stored, and fewer are visible here"
+        torch.cuda.set_rng_state_all(cuda)
+        return None
+
+    def capture_random_host(self) -> Any:
+        return self._torch.get_rng_state()
+
+    def restore_random_host(self, stored: Any) -> None:
+        self._torch.set_rng_state(stored)
+
+    def seed_host(self, seed: int) -> None:
+        self._torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the devices too
+
+    def draw_seed_host(self) -> int:
+        return int(self._torch.randint(0, 1 << 62, ()).item())

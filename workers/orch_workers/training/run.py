@@ -1,0 +1,367 @@
+"""The Run: what `orch.training()` returns and a training loop talks to."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+from . import rng
+from .batches import Batches
+from .errors import MismatchError, TrainingError
+from .loader import why_inexact
+from .metrics import Metrics
+from .position import Position
+from .snapshot import Adapters, Stored, plan, write
+
+if TYPE_CHECKING:
+    from .objects import StateHandler
+    from .page import Word
+    from .sink import Sink
+
+
+class Run:
+    """Not for several threads. Made by `orch.training()` alone.
+
+    step_count: completed `step` calls, restored ones included. epoch: the epoch that is under way (or the
+    next). restored_step: where this process went on from; None after a start from nothing. values: the plain
+    values given to `orch.training()`; assign to them here, and what is here is saved.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        handlers: list[StateHandler],
+        values: dict[str, Any],
+        adapters: Adapters,
+        *,
+        skip: str,
+        seed: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.step_count = 0
+        self.restored_step: int | None = None
+        self.values = values
+        self.seed = seed
+        self.inexact_reasons: list[str] = []
+        self._sink = sink
+        self._handlers = handlers
+        self._adapters = adapters
+        self._skip = skip
+        self._say = say
+        self._metrics = Metrics()
+        self._position = Position()
+        self._batches = Batches(self._position, adapters, say, self._inexact)
+        self._batches.seed = seed
+        self._saved_step: int | None = None
+        self._handled_word = 0
+        self._wanted = False
+        self._told_to_stop = False
+        self._first_epoch = True
+        self._state = "open"
+        self._owner = os.getpid()
+        self.skipped_saves = 0
+
+    # what the script uses
+
+    @property
+    def epoch(self) -> int:
+        return self._position.epoch
+
+    @property
+    def exact(self) -> bool:
+        """Whether a restart gives the very same run, as far as orch can see; the reasons are
+        `inexact_reasons`.
+        """
+        return not self.inexact_reasons
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run was asked to stop; the next `step` saves and leaves."""
+        return self._told_to_stop or self._sink.word().stop
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs from the current one to `count` - 1. The run's last checkpoint is made when they are
+        over.
+        """
+        self._check_open()
+        while self._position.epoch < count:
+            epoch = self._position.epoch
+            self._enter_epoch()
+            yield epoch
+            self._position.end_epoch()
+            self._after_epoch()
+        if self._sink.rules.last:
+            self._save("last", wait=True)
+
+    def batches(self, loader: Any, skip: str | None = None) -> Iterator[Any]:
+        """The batches of `loader`; in a resumed epoch from the one after the last that was consumed."""
+        self._check_open()
+        return self._batches.iterate(loader, self._skip if skip is None else skip)
+
+    def step(self, **metrics: Any) -> None:
+        """A step is complete: counts it, reports, saves when due, leaves (SystemExit 75) when told to.
+
+        Call it last in the loop's body: a restart goes on with the next batch. Never waits for a GPU unless a
+        checkpoint is due.
+        """
+        if self._state != "open":
+            self._check_open()
+        count = self.step_count = self.step_count + 1
+        position = self._position
+        self._metrics.put(count, position.epoch, metrics)
+        if position.count_step() != 1:
+            self._warn_about_steps()
+        word = self._sink.progress(count, position.epoch)
+        reason = self._due(word)
+        if reason is not None:
+            self._save(reason, wait=reason in ("asked", "demand"))
+        report = self._metrics.due()
+        if report is not None:
+            self._sink.metrics(*report)
+        if self._told_to_stop or (word.stop and count >= word.save_at):
+            self._leave()
+
+    def save(self) -> None:
+        """A checkpoint at once where a restart could go on exactly from here (right after `step`, or in a
+        loop of the script's own); else at the end of the step or epoch that is under way. One per step is
+        kept, the first.
+        """
+        self._check_open()
+        if not self._position.in_epoch or self._position.is_after_a_step:
+            self._save("demand", wait=True)
+        else:
+            self._wanted = True
+
+    def finish(self) -> None:
+        """The training is done: the last checkpoint is made and the run ends. Called by itself when the
+        script ends without an error.
+        """
+        if self._state != "open":
+            return
+        if self._sink.rules.last:
+            self._save("last", wait=True)
+        self._report_last()
+        self._state = "finished"
+        self._sink.finished(self.step_count, self._position.epoch)
+        self._sink.close()
+
+    def check_loader(self, loader: Any) -> None:
+        """Says now, and not only when its first batch is read, what keeps `loader` from being resumed
+        exactly.
+        """
+        for reason in why_inexact(loader):
+            self._inexact(reason)
+
+    # saving
+
+    def _due(self, word: Word) -> str | None:
+        rules, count = self._sink.rules, self.step_count
+        if word.number != self._handled_word and word.save_at and count >= word.save_at:
+            self._handled_word = word.number
+            return "asked"
+        if self._wanted:
+            return "demand"
+        if count == 1 and rules.first:
+            return "first"
+        if rules.steps and count % rules.steps == 0:
+            return "steps"
+        return None
+
+    def _save(self, reason: str, *, wait: bool) -> bool:
+        """False when there was no free slot. At a step that is saved already there is nothing to do: the
+        state may have changed since (a scheduler at the end of an epoch), and a restart from the former does
+        that again.
+        """
+        if self.step_count in (0, self._saved_step):
+            self._wanted = False
+            return True
+        started = time.monotonic()
+        snapshot = plan(self._parts(), self._adapters.codecs(), self._meta())
+        grant = self._sink.grant(snapshot.size_bytes, self.step_count, reason, wait=wait)
+        if grant is None:
+            self.skipped_saves += 1
+            return False
+        try:
+            write(snapshot, grant.slot, self._sink.generation, self.step_count)
+        except BaseException as error:
+            self._sink.save_failed(grant, f"{type(error).__name__}: {error}")
+            raise
+        self._wanted = False
+        self._saved_step = self.step_count
+        self._sink.saved(
+            grant,
+            {
+                "step": self.step_count,
+                "epoch": self._position.epoch,
+                "reason": reason,
+                "blocked_s": time.monotonic() - started,
+            },
+        )
+        return True
+
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {handler.name: handler.capture() for handler in self._handlers}
+        parts["~orch"] = {
+            "kinds": {handler.name: handler.kind for handler in self._handlers},
+            "random": rng.capture(self._adapters.active()),
+            "position": self._position.to_tree(self._batches.state_of),
+            "seed": self.seed,
+            "inexact": self.inexact_reasons,
+        }
+        return parts
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "step": self.step_count,
+            "epoch": self._position.epoch,
+            "metrics": self._metrics.read(),
+            "kind": "state",
+            "frameworks": self._adapters.frameworks(),
+        }
+
+    # restoring
+
+    def load(self, stored: Stored, label: str) -> None:
+        """Sets every object to what is stored. Raises MismatchError, before anything is changed, where it
+        does not fit.
+        """
+        kinds = stored.part("~orch", "kinds")
+        problems = self._compare_arguments(kinds)
+        fitting = sorted(
+            (handler for handler in self._handlers if kinds.get(handler.name) == handler.kind),
+            key=lambda handler: handler.order,
+        )
+        parts = {handler.name: stored.part(handler.name) for handler in fitting}
+        for handler in fitting:
+            problems += handler.problems(parts[handler.name])
+        if problems:
+            raise MismatchError(label, problems)
+        for handler in fitting:
+            try:
+                handler.restore(parts.pop(handler.name))
+            except Exception as error:
+                raise MismatchError(label, [f"{handler.name} does not take its state: {error}"]) from error
+        self.seed = self._batches.seed = stored.part("~orch", "seed")
+        for reason in stored.part("~orch", "inexact"):
+            self._inexact(reason)
+        random = stored.part("~orch", "random")
+        for problem in rng.restore(random, self._adapters.active()):
+            self._inexact(problem)
+        self._batches.random_now = random
+        self._position.load(stored.part("~orch", "position"))
+        self.step_count = self.restored_step = self._saved_step = stored.step
+
+    def _compare_arguments(self, kinds: dict[str, str]) -> list[str]:
+        found = []
+        live = {handler.name: handler.kind for handler in self._handlers}
+        for name, kind in kinds.items():
+            if name in live and live[name] != kind:
+                found.append(f"{name} is a {kind} in the checkpoint, a {live[name]} in this script")
+            elif name not in live and kind != "value":
+                found.append(f"{name} ({kind}) is in the checkpoint but is not given to orch.training()")
+            elif name not in live:
+                self._note(
+                    "warning", f"the value {name} is in the checkpoint and not in the script: it is dropped"
+                )
+        for name, kind in live.items():
+            if name not in kinds and kind != "value":
+                found.append(f"{name} ({kind}) is given to orch.training() but is not in the checkpoint")
+            elif name not in kinds:
+                self._note(
+                    "warning", f"the value {name} is not in the checkpoint: it starts as the script gives it"
+                )
+        return found
+
+    # epochs
+
+    def _enter_epoch(self) -> None:
+        position, adapters = self._position, self._adapters.active()
+        first, self._first_epoch = self._first_epoch, False
+        if first and position.random_at_epoch is not None and position.has_stored:
+            # the script's own draws at the top of the epoch come out as they did
+            for problem in rng.restore(position.random_at_epoch, adapters):
+                self._inexact(problem)
+        elif first and self._batches.random_now is not None:
+            for problem in rng.restore(self._batches.random_now, adapters):
+                self._inexact(problem)
+            self._batches.random_now = None
+        position.begin_epoch(rng.capture(adapters))
+
+    def _after_epoch(self) -> None:
+        every = self._sink.rules.epochs
+        if self._wanted:
+            self._save("demand", wait=True)
+        elif every and self._position.epoch % every == 0:
+            self._save("epochs", wait=False)
+        if self._told_to_stop or self._stop_is_due():
+            self._leave()
+
+    def _stop_is_due(self) -> bool:
+        word = self._sink.word()
+        return word.stop and self.step_count >= word.save_at
+
+    # leaving
+
+    @property
+    def is_open_here(self) -> bool:
+        return self._state == "open" and os.getpid() == self._owner
+
+    @property
+    def was_asked_to_stop(self) -> bool:
+        return self._told_to_stop
+
+    def ask_to_stop(self) -> None:
+        """From a signal handler: the next `step` saves and leaves."""
+        self._told_to_stop = True
+
+    def _leave(self) -> None:
+        if not self._save("stop", wait=True):
+            self._note("warning", f"no slot came free: left at step {self.step_count} without saving it")
+        self._report_last()
+        self._state = "left"
+        self._sink.interrupted(self.step_count, self._saved_step or 0)
+        self._sink.close()
+        raise SystemExit(self._sink.exit_left)
+
+    def give_up(self) -> None:
+        """The script ends with an error: nothing is saved, nothing is called finished."""
+        if self._state == "open":
+            self._state = "failed"
+            self._sink.close()
+
+    def _report_last(self) -> None:
+        values = self._metrics.read()
+        if values:
+            self._sink.metrics(self.step_count, self._position.epoch, values)
+
+    # words to people
+
+    def _inexact(self, reason: str) -> None:
+        if reason not in self.inexact_reasons:
+            self.inexact_reasons.append(reason)
+            self._note("warning", f"a restart of this run is not exact: {reason}")
+
+    def _warn_about_steps(self) -> None:
+        if not self._position.in_epoch and not self._position.is_in_a_batch:
+            return  # a loop of the script's own, which goes by step_count and values
+        if self._position.is_in_a_batch:
+            self._inexact(
+                "run.step was called more than once for one batch; a restart goes on with the batch after it"
+            )
+        else:
+            self._inexact(
+                "run.step was called outside run.batches; a restart within an epoch repeats the epoch's data"
+            )
+
+    def _note(self, level: str, message: str) -> None:
+        self._say(message)
+        self._sink.note(level, message)
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise TrainingError(f"this run has {self._state}: call orch.training() for a new one")
+        if os.getpid() != self._owner:
+            raise TrainingError(
+                "this process was forked from the one that trains: only that one may use the run"
+            )

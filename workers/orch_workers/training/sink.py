@@ -1,0 +1,89 @@
+"""Where a run's snapshots and reports go: to the agent of this worker, or (by hand) to a folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .protocol import EXIT_LEFT
+
+if TYPE_CHECKING:
+    from .page import Word
+    from .slots import Slot
+
+
+class Rules(NamedTuple):
+    """When a snapshot is due by counting; what is due by the clock is said through the word (page.py)."""
+
+    steps: int | None = None
+    epochs: int | None = None
+    first: bool = True
+    last: bool = True
+
+
+class RestorePoint(NamedTuple):
+    """A READY slot file to restore from. source: ``memory`` or ``storage``."""
+
+    path: str
+    source: str
+    generation: str
+    step: int
+
+
+class Grant(NamedTuple):
+    """A slot that this process may write now."""
+
+    number: int
+    slot: Slot
+
+
+class Sink:
+    """What a Run needs. All calls come from the thread that trains."""
+
+    generation: tuple[int, int] = (0, 0)
+    rules: Rules = Rules()
+    restore: RestorePoint | None = None
+    exit_left: int = EXIT_LEFT
+    """Exit status of a process that leaves because it was told to."""
+
+    def progress(self, step: int, epoch: int) -> Word:
+        """A step is complete. Called at each one, so it costs no system call."""
+        raise NotImplementedError
+
+    def word(self) -> Word:
+        raise NotImplementedError
+
+    def grant(self, size_bytes: int, step: int, reason: str, *, wait: bool) -> Grant | None:
+        """A slot of at least `size_bytes`; None when both are busy (with `wait`, only if none came free in
+        time).
+        """
+        raise NotImplementedError
+
+    def saved(self, grant: Grant, snapshot: dict[str, Any]) -> None:
+        """The granted slot is READY. `snapshot`: step, epoch, reason, blocked_s."""
+        raise NotImplementedError
+
+    def save_failed(self, grant: Grant, message: str) -> None:
+        raise NotImplementedError
+
+    def restored(self, step: int, source: str, seconds_s: float) -> None:
+        raise NotImplementedError
+
+    def mismatch(self, message: str) -> None:
+        raise NotImplementedError
+
+    def metrics(self, step: int, epoch: int, values: dict[str, Any]) -> None:
+        """May be dropped; never waits."""
+        raise NotImplementedError
+
+    def note(self, level: str, message: str) -> None:
+        """level: ``info`` or ``warning``."""
+        raise NotImplementedError
+
+    def interrupted(self, step: int, saved_step: int) -> None:
+        """The run was asked to leave and is about to; `saved_step` is where it will go on."""
+
+    def finished(self, step: int, epoch: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
