@@ -96,7 +96,9 @@ def _not_blank(value: str) -> str:
 
 
 Text = Annotated[str, _text(), AfterValidator(_not_blank)]
-EnvValue = Annotated[str, _text(ENV_VALUE_CHARS_MAX)]
+# In a file, an unquoted number or truth value means its own text (`jobfile` sees to that).
+_variable_schema = WithJsonSchema({"type": ["string", "number", "boolean"]})
+EnvValue = Annotated[str, _text(ENV_VALUE_CHARS_MAX), _variable_schema]
 Command = Annotated[str, _text(RUN_CHARS_MAX), AfterValidator(_not_blank)]
 
 

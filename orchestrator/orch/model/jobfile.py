@@ -214,7 +214,7 @@ def _validated(document: Document) -> JobSpec:
 
 
 def spec_from_json(data: Any) -> JobSpec:
-    """The spec that a client sent (`spec.model_dump(mode="json")`). Raises JobFileError; no file, no lines."""
+    """The spec that a client sent (`spec.model_dump(mode="json")`). Raises JobFileError."""
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:

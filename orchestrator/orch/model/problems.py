@@ -12,7 +12,17 @@ from typing import Any
 
 from orch.model.errors import WrongUse
 
-__all__ = ["PROBLEMS_MAX", "JobFileError", "Path", "Problem", "format_path", "near_match", "shown"]
+__all__ = [
+    "PROBLEMS_MAX",
+    "ConfigError",
+    "JobFileError",
+    "Path",
+    "Problem",
+    "ProblemsError",
+    "format_path",
+    "near_match",
+    "shown",
+]
 
 PROBLEMS_MAX = 50
 """More than this are counted, not listed."""
@@ -61,8 +71,8 @@ class Problem:
         return cls(**{name: data[name] for name in cls.__slots__ if name in data})
 
 
-class JobFileError(WrongUse):
-    """A job file (or config file) that is refused, with every reason."""
+class ProblemsError(WrongUse):
+    """A file that is refused, with every reason."""
 
     def __init__(self, problems: Iterable[Problem] = ()) -> None:
         self.problems: list[Problem] = list(problems)
@@ -72,8 +82,16 @@ class JobFileError(WrongUse):
         left = len(self.problems) - PROBLEMS_MAX
         return f"\n… and {left} more" if left > 0 else ""
 
-    def __reduce__(self) -> tuple[type[JobFileError], tuple[list[Problem]]]:
+    def __reduce__(self) -> tuple[type[ProblemsError], tuple[list[Problem]]]:
         return type(self), (self.problems,)
+
+
+class JobFileError(ProblemsError):
+    """A job file that is refused. Nothing was started."""
+
+
+class ConfigError(ProblemsError):
+    """A config file that is refused."""
 
 
 def format_path(path: Path) -> str:

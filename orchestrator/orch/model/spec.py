@@ -94,6 +94,9 @@ def _storage(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
 
+_short_storage = BeforeValidator(_storage, json_schema_input_type=str | StorageSpec)
+
+
 class Every(_Model):
     """When to checkpoint: whichever comes first of what is named here."""
 
@@ -144,7 +147,7 @@ class CheckpointSpec(_Model):
 
     unfenced: bool = False
     """Accept a storage that cannot refuse to overwrite: two writers could damage a checkpoint."""
-    storage: Annotated[StorageSpec, BeforeValidator(_storage)] | None = None
+    storage: Annotated[StorageSpec, _short_storage] | None = None
     """An absolute path or URL, or a mapping of url and options. Default: a folder of the server's home."""
     every: Annotated[Every | Literal["auto"], BeforeValidator(_every)] = Every(seconds=600)
     """Steps, seconds, epochs: whichever comes first. The first and the last step are always saved."""
@@ -213,9 +216,9 @@ class JobSpec(_Model):
     python: PythonSpec | None = None
     """An own Python environment."""
     resources: Resources = Resources()
-    """What each worker gets."""
+    """How many workers, and the GPUs, CPU cores and memory of each."""
     checkpoint: CheckpointSpec = CheckpointSpec()
-    """Where, when and how long the state is kept."""
+    """Where the state is kept, when it is saved, and for how long."""
     restart: RestartSpec = RestartSpec()
     """How often what may go wrong."""
     priority: Annotated[int, fields.whole(-PRIORITY_MAX, PRIORITY_MAX)] = 0
