@@ -1,1 +1,55 @@
-"""See docs/ARCHITECTURE.md."""
+"""Checkpoints: from a snapshot in shared memory to storage and back. See docs/checkpoint-format.md."""
+
+from __future__ import annotations
+
+from orch_workers.checkpoint.catalog import Catalog, RestorePoint, Retained
+from orch_workers.checkpoint.chain import Chain, Fork
+from orch_workers.checkpoint.errors import (
+    AlreadyExists,
+    CheckpointError,
+    Damaged,
+    NotFound,
+    NothingRestorable,
+    Rejected,
+    SnapshotChanged,
+    StorageError,
+    StorageRefused,
+    StorageUnavailable,
+    Superseded,
+)
+from orch_workers.checkpoint.reader import Restored, find_and_restore, restore
+from orch_workers.checkpoint.staging import Given, Snapshot, Staging
+from orch_workers.checkpoint.storage import Entry, Storage, open_storage
+from orch_workers.checkpoint.writer import Committed, commit, commit_step, write_rank
+
+__all__ = [
+    "AlreadyExists",
+    "Catalog",
+    "Chain",
+    "CheckpointError",
+    "Committed",
+    "Damaged",
+    "Entry",
+    "Fork",
+    "Given",
+    "NotFound",
+    "NothingRestorable",
+    "Rejected",
+    "RestorePoint",
+    "Restored",
+    "Retained",
+    "Snapshot",
+    "SnapshotChanged",
+    "Staging",
+    "Storage",
+    "StorageError",
+    "StorageRefused",
+    "StorageUnavailable",
+    "Superseded",
+    "commit",
+    "commit_step",
+    "find_and_restore",
+    "open_storage",
+    "restore",
+    "write_rank",
+]

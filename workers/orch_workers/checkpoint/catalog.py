@@ -1,0 +1,382 @@
+"""A job's checkpoints in storage: which exist, which may be restored, and which may go.
+
+Names below `<prefix>/<job>/` are those of DESIGN section 6, and `quarantine/G/S.json` beside them. All of it
+is create-only; nothing is ever overwritten, so there is no "latest" pointer that could lie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orch_policies import retention
+from orch_workers.checkpoint.chain import Chain, Generation, strict_generation, tuple_of
+from orch_workers.checkpoint.errors import (
+    AlreadyExists,
+    CheckpointError,
+    Damaged,
+    NotFound,
+    Superseded,
+)
+from orch_workers.checkpoint.format import (
+    FORMAT_VERSION,
+    MANIFEST_BYTES_MAX,
+    Manifest,
+    RankManifest,
+    digest_of,
+    parse_manifest,
+    parse_rank,
+)
+from orch_workers.training.slots import format_generation
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from orch_workers.checkpoint.storage import Entry, Storage
+
+GENERATION_BYTES_MAX = 64 << 20
+TEMPORARY_AGE_S = 3600.0
+"""A temporary file older than this has no writer any more."""
+
+_JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class RestorePoint(NamedTuple):
+    """A committed checkpoint; `committed_us` is the storage's clock, only for showing."""
+
+    generation: Generation
+    step: int
+    committed_us: int = 0
+
+    def __str__(self) -> str:
+        return f"{format_generation(self.generation)} step {self.step}"
+
+
+class Retained(NamedTuple):
+    """What a retention left, each with the rule that asked for it, and what it removed."""
+
+    kept: dict[RestorePoint, str]
+    removed: list[RestorePoint]
+
+
+class Catalog:
+    """The checkpoints of one job. Thread-safe as far as its storage is; holds no state of its own."""
+
+    def __init__(self, storage: Storage, job_id: str) -> None:
+        if not _JOB.fullmatch(job_id):
+            raise ValueError(f"{job_id!r} is no job id")
+        self.storage = storage
+        self.job_id = job_id
+
+    # names
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.job_id, *parts))
+
+    def generation_path(self, generation: Generation) -> str:
+        return self.path("generations", f"{format_generation(generation)}.json")
+
+    def manifest_path(self, generation: Generation, step: int) -> str:
+        return self.path("manifests", *_place(generation, step)) + ".json"
+
+    def quarantine_path(self, generation: Generation, step: int) -> str:
+        return self.path("quarantine", *_place(generation, step)) + ".json"
+
+    def rank_path(self, generation: Generation, step: int, rank: int) -> str:
+        return self.path("ranks", *_place(generation, step), f"{rank}.json")
+
+    def shards_folder(self, generation: Generation, step: int) -> str:
+        return self.path("shards", *_place(generation, step))
+
+    def shard_path(self, generation: Generation, step: int, rank: int, number: int) -> str:
+        return f"{self.shards_folder(generation, step)}/{rank}-{number}.safetensors"
+
+    # generations and the chain
+
+    def generations(self) -> list[Generation]:
+        """All that ever began here, oldest first."""
+        found = []
+        for entry in self.storage.list(self.path("generations")):
+            name = entry.path.rsplit("/", 1)[1]
+            if name.endswith(".json"):
+                found.append(_generation_in(entry.path, name.removesuffix(".json")))
+        return sorted(found)
+
+    def newest_generation(self) -> Generation | None:
+        known = self.generations()
+        return known[-1] if known else None
+
+    def chain(self) -> Chain | None:
+        """The chain of the newest generation; None when none ever began. Damaged: its record does not
+        read.
+        """
+        newest = self.newest_generation()
+        return None if newest is None else self.chain_of(newest)
+
+    def chain_of(self, generation: Generation) -> Chain:
+        path = self.generation_path(generation)
+        try:
+            data = self.storage.read(path, 0, GENERATION_BYTES_MAX)
+        except NotFound as error:
+            raise Damaged(f"{path} is missing") from error
+        try:
+            document = json.loads(data)
+            chain = Chain.from_json(document)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise Damaged(f"{path}: no generation's record ({error})") from error
+        if document.get("version") != FORMAT_VERSION or document.get("job") != self.job_id:
+            raise Damaged(f"{path}: of version {document.get('version')} and job {document.get('job')!r}")
+        if chain.generation != generation:
+            raise Damaged(f"{path}: is the record of {format_generation(chain.generation)}")
+        return chain
+
+    def begin(self, chain: Chain) -> Chain:
+        """Writes down a generation and its ancestry; before its first commit. Repeatable.
+
+        Raises Superseded when a newer generation has begun, or when this one has, differently.
+        """
+        generation = chain.generation
+        document = {
+            "format": "orch-generation",
+            "version": FORMAT_VERSION,
+            "job": self.job_id,
+            **chain.to_json(),
+        }
+        data = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+        try:
+            self.storage.create(self.generation_path(generation), data)
+        except AlreadyExists as error:
+            raise Superseded(
+                f"generation {format_generation(generation)} of {self.job_id} has begun already, from "
+                f"another state"
+            ) from error
+        self._assert_newest(generation)
+        return chain
+
+    def begin_generation(
+        self, generation: Generation, parent: Generation | None = None, restored_step: int = 0
+    ) -> Chain:
+        """`begin` with the parent's ancestry looked up in storage. `parent` None: it starts from nothing."""
+        generation = tuple_of(generation)
+        known = self.generations()
+        if generation in known:
+            chain = self.chain_of(generation)
+            if (chain.parent, chain.restored_step) != (parent and tuple_of(parent), restored_step):
+                raise Superseded(f"generation {format_generation(generation)} began from another state")
+            self._assert_newest(generation)
+            return chain
+        self._assert_newest(generation)
+        if parent is None:
+            return self.begin(Chain.root(generation))
+        if not known:
+            raise CheckpointError(
+                f"{self.job_id} has no generation {format_generation(parent)} to descend from"
+            )
+        return self.begin(self.chain_of(known[-1]).fork(generation, parent, restored_step))
+
+    def _assert_newest(self, generation: Generation) -> None:
+        newest = self.newest_generation()
+        if newest is not None and newest > generation:
+            raise Superseded(
+                f"generation {format_generation(generation)} of {self.job_id} is superseded "
+                f"by {format_generation(newest)}"
+            )
+
+    def assert_admits(self, generation: Generation, step: int) -> None:
+        """Superseded when a checkpoint of `generation` at `step` would lie off the newest generation's
+        chain.
+        """
+        newest = self.newest_generation()
+        if newest == generation:
+            return
+        if newest is None:
+            raise CheckpointError(
+                f"generation {format_generation(generation)} of {self.job_id} has not begun"
+            )
+        if not self.chain_of(newest).admits(generation, step):
+            raise Superseded(
+                f"step {step} of generation {format_generation(generation)} of {self.job_id} lies off "
+                f"the chain "
+                f"of {format_generation(newest)}"
+            )
+
+    # checkpoints
+
+    def committed(self) -> list[RestorePoint]:
+        """Every committed checkpoint, on the chain or not, quarantined or not; newest first."""
+        return _newest_first(self._points("manifests"))
+
+    def quarantined(self) -> dict[RestorePoint, str]:
+        """Marked checkpoints with the reason."""
+        reasons = {}
+        for point in _newest_first(self._points("quarantine")):
+            try:
+                document = json.loads(self.storage.read(self.quarantine_path(*point[:2])))
+                reasons[point] = str(document["reason"])
+            except (NotFound, ValueError, TypeError, KeyError):
+                reasons[point] = "its mark in quarantine does not read"
+        return reasons
+
+    def restore_points(self) -> list[RestorePoint]:
+        """Committed, on the chain of the newest generation and not quarantined; newest first."""
+        chain = self.chain()
+        if chain is None:
+            return []
+        marked = {point[:2] for point in self._points("quarantine")}
+        on_chain = [p for p in self._points("manifests") if chain.admits(p.generation, p.step)]
+        return _newest_first(p for p in on_chain if p[:2] not in marked)
+
+    def manifest(self, point: RestorePoint) -> Manifest:
+        """Damaged when it is not what was committed."""
+        data = self._read(self.manifest_path(point.generation, point.step), MANIFEST_BYTES_MAX)
+        return parse_manifest(data, job=self.job_id, generation=point.generation, step=point.step)
+
+    def rank_manifest(self, point: RestorePoint, manifest: Manifest, rank: int) -> RankManifest:
+        """The part of one rank, checked against the step's manifest. Damaged when it is not what was
+        committed.
+        """
+        record = manifest.ranks[rank]
+        path = self.rank_path(point.generation, point.step, rank)
+        if record.path != path.removeprefix(f"{self.job_id}/"):
+            raise Damaged(f"manifest: rank {rank} is said to be in {record.path!r}")
+        data = self._read(path, MANIFEST_BYTES_MAX)
+        if len(data) != record.size_bytes or digest_of(data) != record.digest:
+            raise Damaged(
+                f"{path}: not the one that was committed ({len(data)} bytes for {record.size_bytes})"
+            )
+        return parse_rank(data, job=self.job_id, generation=point.generation, step=point.step, rank=rank)
+
+    def _read(self, path: str, limit_bytes: int) -> bytes:
+        try:
+            data = self.storage.read(path, 0, limit_bytes + 1)
+        except NotFound as error:
+            raise Damaged(f"{path} is missing") from error
+        if len(data) > limit_bytes:
+            raise Damaged(f"{path} is longer than {limit_bytes} bytes")
+        return data
+
+    def quarantine(self, point: RestorePoint, reason: str) -> None:
+        """Marks a checkpoint as damaged: kept, reported, never restored. The first reason stays."""
+        document = {"version": FORMAT_VERSION, "reason": reason, "found_us": time.time_ns() // 1000}
+        try:
+            self.storage.create(
+                self.quarantine_path(point.generation, point.step), json.dumps(document).encode()
+            )
+        except AlreadyExists:
+            return
+
+    def retain(self, rules: retention.Rules) -> Retained:
+        """Removes the checkpoints on the chain that no rule asks for; manifest first, the rest after.
+
+        Quarantined ones are kept for a person to look at, the newest verified one always.
+        """
+        points = self.restore_points()
+        described = {self._described(point, rules): point for point in points}
+        kept = {described[c]: reason for c, reason in retention.keep(described, rules).items()}
+        removed = [point for point in points if point not in kept]
+        for point in removed:
+            self.remove(point)
+        return Retained(kept, removed)
+
+    def _described(self, point: RestorePoint, rules: retention.Rules) -> retention.Checkpoint:
+        metrics: tuple[tuple[str, float], ...] = ()
+        if rules.best is not None:
+            with contextlib.suppress(Damaged):  # found and quarantined when it is to be restored, not here
+                value = _metric(self.manifest(point).metrics, rules.best.metric)
+                metrics = () if value is None else ((rules.best.metric, value),)
+        return retention.Checkpoint(point.generation, point.step, point.committed_us, metrics=metrics)
+
+    def remove(self, point: RestorePoint) -> None:
+        """Ends a checkpoint: after the first deletion it does not exist, whatever happens to the others."""
+        self.storage.delete(self.manifest_path(point.generation, point.step))
+        for folder in ("ranks", "shards"):
+            self._delete_below(self.path(folder, *_place(point.generation, point.step)))
+        self.storage.delete(self.quarantine_path(point.generation, point.step))
+
+    def sweep(self, protect: Collection[tuple[Generation, int]] = ()) -> int:
+        """Removes what no commit will ever need; returns how many objects. By the leader of the newest
+        generation.
+
+        These are parts without a manifest: of superseded generations, and of the newest one before its newest
+        commit. `protect`: (generation, step) of snapshots that are still on their way, an adopted one among
+        them. Checkpoints off the chain go too, once the newest generation has committed one of its own.
+        """
+        newest = self.newest_generation()
+        if newest is None:
+            return 0
+        chain = self.chain_of(newest)
+        spared = {(tuple_of(generation), step) for generation, step in protect}
+        points = self.committed()
+        own_steps = [p.step for p in points if p.generation == newest]
+        removed = 0
+        for point in points if own_steps else ():
+            if point.generation < newest and not chain.admits(point.generation, point.step):
+                self.remove(point)
+                removed += 1
+        committed = {p[:2] for p in points}
+        own_newest = max(own_steps, default=0)
+        for folder in ("ranks", "shards"):
+            for entry in self.storage.list(self.path(folder)):
+                place = _place_in(entry, self.path(folder))
+                if place is None or place in committed or place in spared or place[0] > newest:
+                    continue
+                if place[0] < newest or place[1] < own_newest:
+                    self.storage.delete(entry.path)
+                    removed += 1
+        return removed + self.storage.sweep_temporaries(TEMPORARY_AGE_S)
+
+    def delete_all(self) -> None:
+        """Removes everything of the job: its checkpoints, logs and code."""
+        for folder in ("manifests", "ranks", "shards"):
+            self._delete_below(self.path(folder))
+        self._delete_below(self.job_id)
+
+    def _delete_below(self, folder: str) -> None:
+        for entry in self.storage.list(folder):
+            self.storage.delete(entry.path)
+
+    def _points(self, folder: str) -> list[RestorePoint]:
+        top = self.path(folder)
+        points = []
+        for entry in self.storage.list(top):
+            place = _place_in(entry, top, ".json")
+            if place is not None:
+                points.append(RestorePoint(*place, entry.modified_us))
+        return points
+
+
+def _newest_first(points: Iterable[RestorePoint]) -> list[RestorePoint]:
+    return sorted(points, key=lambda p: (p.step, p.generation), reverse=True)
+
+
+def _place(generation: Generation, step: int) -> tuple[str, str]:
+    return format_generation(generation), f"{step:012d}"
+
+
+def _place_in(entry: Entry, top: str, suffix: str = "") -> tuple[Generation, int] | None:
+    """(generation, step) of an object below `top`; None for what is not ours."""
+    parts = entry.path.removeprefix(f"{top}/").split("/")
+    if len(parts) < 2:
+        return None
+    step = parts[1].removesuffix(suffix)
+    if (suffix and step == parts[1]) or not (step.isascii() and step.isdigit() and len(step) >= 12):
+        return None
+    try:
+        return strict_generation(parts[0]), int(step)
+    except ValueError:
+        return None
+
+
+def _generation_in(path: str, text: str) -> Generation:
+    try:
+        return strict_generation(text)
+    except ValueError as error:
+        raise Damaged(f"{path}: no generation's name") from error
+
+
+def _metric(metrics: Any, name: str) -> float | None:
+    value = metrics.get(name) if isinstance(metrics, dict) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,92 @@
+"""What can go wrong between a snapshot and its place in storage.
+
+`StorageError`s are about reaching and writing storage: nothing is known about the checkpoints behind it, so
+nothing is concluded from them ("cannot reach" is not "damaged"). `CheckpointError`s are about what was found.
+"""
+
+# ruff: noqa: N818  The names say what is the matter, as `except Superseded:` is read aloud.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from orch_workers.training.slots import format_generation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "AlreadyExists",
+    "CheckpointError",
+    "Damaged",
+    "NotFound",
+    "NothingRestorable",
+    "Rejected",
+    "SnapshotChanged",
+    "StorageError",
+    "StorageRefused",
+    "StorageUnavailable",
+    "Superseded",
+]
+
+
+class StorageError(Exception):
+    """Storage did not do what was asked; the message says what, why and where."""
+
+
+class AlreadyExists(StorageError):
+    """A create-only write found something else under that name; it is untouched."""
+
+
+class NotFound(StorageError):
+    """No such object. A bucket or a machine that cannot be reached is never reported as this."""
+
+
+class StorageUnavailable(StorageError):
+    """Away, slow, full or in error: the same call may succeed later."""
+
+
+class StorageRefused(StorageError):
+    """Not without a person: permissions, credentials, a missing bucket, a protocol that cannot be fenced."""
+
+
+class CheckpointError(Exception):
+    """Something about a checkpoint or a snapshot itself."""
+
+
+class Superseded(CheckpointError):
+    """A newer generation exists and what was to be written lies off its chain: the writer must end."""
+
+
+class Damaged(CheckpointError):
+    """What is in storage is not what was committed; the message says what differs. Quarantine it."""
+
+
+class SnapshotChanged(CheckpointError):
+    """The slot was given away while it was being written to storage. Nothing was committed."""
+
+
+class Rejected(NamedTuple):
+    """A checkpoint that could not be restored, and why."""
+
+    generation: tuple[int, int]
+    step: int
+    reason: str
+
+
+class NothingRestorable(CheckpointError):
+    """Checkpoints exist and none of them can be restored. The job must stop: never from scratch in
+    silence.
+    """
+
+    def __init__(self, message: str, rejected: Sequence[Rejected] = ()) -> None:
+        super().__init__(message, tuple(rejected))
+        self.message = message
+        self.rejected = tuple(rejected)
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        lines += [
+            f"  {format_generation(r.generation)}  step {r.step:>12}  {r.reason}" for r in self.rejected
+        ]
+        return "\n".join(lines)

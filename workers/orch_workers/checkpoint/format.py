@@ -1,0 +1,318 @@
+"""The format of a checkpoint (docs/checkpoint-format.md): safetensors shards and JSON manifests.
+
+A shard's data region is a piece of the snapshot's own layout, byte for byte, so writing is one pass over
+memory and reading puts the bytes where they were. Gaps between the aligned entries are named `~pad/N` in the
+header, because safetensors refuses holes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orch_workers.checkpoint.chain import Generation, strict_generation
+from orch_workers.checkpoint.errors import Damaged
+from orch_workers.training.slots import ALIGNMENT_BYTES, META_BYTES_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+FORMAT_VERSION = 1
+DIGEST_CHUNK_BYTES = 8 << 20
+SHARD_BYTES_TARGET = 256 << 20
+"""A shard ends with the entry that reaches this; an entry is never split."""
+SHARD_ENTRIES_MAX = 100_000
+HEADER_BYTES_MAX = 100_000_000
+"""What safetensors itself accepts."""
+MANIFEST_BYTES_MAX = META_BYTES_MAX + (256 << 20)
+PAD_PREFIX = "~pad/"
+
+_DTYPE_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64"), 64),
+}
+"""What every safetensors library reads. Everything else is stored as U8, its dtype and shape in the
+manifest.
+"""
+_RAW_DTYPE_BITS = {"C64": 64, "C128": 128, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
+"""Those of the others whose size is known, and is checked."""
+
+Count = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Dtype = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
+Shape = tuple[Count, ...]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TensorRecord(_Record):
+    """One rank's piece of one tensor."""
+
+    name: Name
+    dtype: Dtype
+    shape: Shape
+    global_shape: Shape
+    offsets: Shape
+    """Where the piece begins in the global tensor."""
+    shard: Count
+    start: Count
+    """From the beginning of the shard's data region."""
+    size_bytes: Count
+    digests: tuple[Digest, ...]
+    """xxh3-128 of each 8 MiB from the tensor's own beginning."""
+
+
+class ShardRecord(_Record):
+    path: Name
+    size_bytes: Count
+    data_offset: Count
+    """Where the data region begins: 8 bytes of length, then the header, come before it."""
+    header_digest: Digest
+
+
+class RankManifest(_Record):
+    """`ranks/G/S/R.json`: everything one rank saved."""
+
+    format: Literal["orch-rank"] = "orch-rank"
+    version: int = FORMAT_VERSION
+    job: str
+    generation: str
+    step: Count
+    rank: Count
+    world_size: Annotated[int, Field(ge=1, strict=True)]
+    kind: str = "state"
+    data_bytes: Count
+    shards: tuple[ShardRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+    meta: dict[str, Any]
+    """The snapshot's description without its entries: the typed tree, epoch, metrics, frameworks, …"""
+
+
+class RankRecord(_Record):
+    rank: Count
+    path: Name
+    size_bytes: Count
+    digest: Digest
+    data_bytes: Count
+
+
+class Manifest(_Record):
+    """`manifests/G/S.json`: the commit."""
+
+    format: Literal["orch-checkpoint"] = "orch-checkpoint"
+    version: int = FORMAT_VERSION
+    job: str
+    generation: str
+    step: Count
+    epoch: int | None = None
+    kind: str = "state"
+    world_size: Annotated[int, Field(ge=1, strict=True)]
+    created_us: int
+    size_bytes: Count
+    metrics: Any = None
+    code: str | None = None
+    frameworks: Any = None
+    written_by: str = ""
+    ranks: tuple[RankRecord, ...]
+
+
+_R = TypeVar("_R", Manifest, RankManifest)
+
+
+class Piece(NamedTuple):
+    """A shard before it is written: entries of a slot, and the stretch of its data region they lie in."""
+
+    start: int
+    end: int
+    entries: tuple[dict[str, Any], ...]
+
+
+def is_native(dtype: str) -> bool:
+    return dtype in _DTYPE_BITS
+
+
+def digests_of(view: memoryview) -> tuple[str, ...]:
+    """xxh3-128 of each 8 MiB of `view`."""
+    return tuple(
+        xxhash.xxh3_128_hexdigest(view[at : at + DIGEST_CHUNK_BYTES])
+        for at in range(0, len(view), DIGEST_CHUNK_BYTES)
+    )
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def check_entries(entries: Iterable[dict[str, Any]], data_bytes: int) -> list[dict[str, Any]]:
+    """The entries of a slot in the order of their offsets; ValueError when they cannot be stored as they
+    are.
+    """
+    ordered = sorted(entries, key=lambda e: (e["offset"], e["size_bytes"]))
+    end, names = 0, set()
+    for entry in ordered:
+        name, offset, size = entry["name"], entry["offset"], entry["size_bytes"]
+        if name in names or name.startswith(PAD_PREFIX) or name == "__metadata__":
+            raise ValueError(f"entry {name!r} occurs twice, or has a reserved name")
+        if offset % ALIGNMENT_BYTES or offset < end or offset + size > data_bytes:
+            raise ValueError(f"entry {name!r} is misaligned, overlaps another or lies outside the data")
+        if problem := _size_problem(entry["dtype"], entry["shape"], size):
+            raise ValueError(f"entry {name!r}: {problem}")
+        names.add(name)
+        end = offset + size
+    return ordered
+
+
+def cut(ordered: Sequence[dict[str, Any]], data_bytes: int) -> list[Piece]:
+    """Divides a snapshot's layout into shards. Together they are [0, data_bytes), each beginning aligned."""
+    pieces: list[Piece] = []
+    start, pending = 0, list[dict[str, Any]]()
+    for entry in ordered:
+        full = entry["offset"] - start >= SHARD_BYTES_TARGET or len(pending) >= SHARD_ENTRIES_MAX
+        if pending and full and entry["size_bytes"]:
+            pieces.append(Piece(start, entry["offset"], tuple(pending)))
+            start, pending = entry["offset"], []
+        pending.append(entry)
+    if data_bytes > start or pending:
+        pieces.append(Piece(start, data_bytes, tuple(pending)))
+    return pieces
+
+
+def shard_header(piece: Piece, metadata: dict[str, str]) -> bytes:
+    """Length and header of a safetensors file whose data region is the piece's stretch; a multiple of 64
+    bytes.
+    """
+    document: dict[str, Any] = {"__metadata__": metadata}
+    position, pads = piece.start, 0
+    for entry in piece.entries:
+        offset, size = entry["offset"], entry["size_bytes"]
+        if offset > position:
+            document[f"{PAD_PREFIX}{pads}"] = _pad(position - piece.start, offset - piece.start)
+            pads += 1
+        native = is_native(entry["dtype"])
+        document[entry["name"]] = {
+            "dtype": entry["dtype"] if native else "U8",
+            "shape": list(entry["shape"]) if native else [size],
+            "data_offsets": [offset - piece.start, offset - piece.start + size],
+        }
+        position = offset + size
+    if piece.end > position:
+        document[f"{PAD_PREFIX}{pads}"] = _pad(position - piece.start, piece.end - piece.start)
+    encoded = json.dumps(document, separators=(",", ":")).encode()
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT_BYTES)
+    if len(encoded) > HEADER_BYTES_MAX:
+        raise ValueError(
+            f"the header of a shard would have {len(encoded)} bytes; {HEADER_BYTES_MAX} is the limit"
+        )
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _pad(start: int, end: int) -> dict[str, Any]:
+    return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+
+
+def encode(record: _Record) -> bytes:
+    return json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    # Not model_dump: it refuses a tree nested deeper than 255, and its JSON has null for inf and nan.
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def parse_manifest(data: bytes, *, job: str, generation: Generation, step: int) -> Manifest:
+    """The step's manifest, or Damaged with what is wrong with it."""
+    manifest = _parse(Manifest, data, "manifest")
+    _check_identity(manifest, job, generation, step)
+    if [r.rank for r in manifest.ranks] != list(range(manifest.world_size)):
+        raise Damaged(f"manifest: ranks {[r.rank for r in manifest.ranks]} of {manifest.world_size}")
+    return manifest
+
+
+def parse_rank(data: bytes, *, job: str, generation: Generation, step: int, rank: int) -> RankManifest:
+    """A rank's manifest whose layout is whole and within its shards, or Damaged with what is wrong with
+    it.
+    """
+    manifest = _parse(RankManifest, data, "rank manifest")
+    _check_identity(manifest, job, generation, step)
+    if manifest.rank != rank:
+        raise Damaged(f"rank manifest: is of rank {manifest.rank}, not {rank}")
+    _check_layout(manifest)
+    return manifest
+
+
+def _parse(model: type[_R], data: bytes, what: str) -> _R:
+    try:
+        document = json.loads(data)
+        version = document.get("version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise Damaged(
+                f"{what}: format version {version}; this orch reads up to {FORMAT_VERSION}, use a newer one"
+            )
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{what}: {place}: {first['msg']} ({error.error_count()} problems)") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{what}: no JSON document ({error})") from error
+
+
+def _check_identity(manifest: Manifest | RankManifest, job: str, generation: Generation, step: int) -> None:
+    if manifest.version < 1:
+        raise Damaged(f"{manifest.format}: format version {manifest.version}")
+    if manifest.job != job:
+        raise Damaged(f"{manifest.format}: belongs to job {manifest.job!r}, not {job!r}")
+    try:
+        same = strict_generation(manifest.generation) == generation
+    except ValueError:
+        same = False
+    if not same or manifest.step != step:
+        raise Damaged(f"{manifest.format}: is of generation {manifest.generation} step {manifest.step}")
+
+
+def _check_layout(manifest: RankManifest) -> None:
+    sizes = [s.size_bytes - s.data_offset for s in manifest.shards]
+    if sum(sizes) != manifest.data_bytes or any(size < 0 for size in sizes):
+        raise Damaged(f"rank manifest: shards of {sum(sizes)} bytes for {manifest.data_bytes} bytes of data")
+    if any(size % ALIGNMENT_BYTES for size in sizes[:-1]):
+        raise Damaged("rank manifest: a shard ends unaligned")
+    names = {t.name for t in manifest.tensors}
+    if len(names) != len(manifest.tensors):
+        raise Damaged("rank manifest: a tensor is listed twice")
+    shard, end = 0, 0
+    for tensor in sorted(manifest.tensors, key=lambda t: (t.shard, t.start, t.size_bytes)):
+        shard, end = tensor.shard, end if tensor.shard == shard else 0
+        if shard >= len(sizes) or tensor.start < end or tensor.start + tensor.size_bytes > sizes[shard]:
+            raise Damaged(f"rank manifest: tensor {tensor.name!r} overlaps another or lies outside its shard")
+        if tensor.start % ALIGNMENT_BYTES:
+            raise Damaged(f"rank manifest: tensor {tensor.name!r} is not aligned")
+        if problem := _size_problem(tensor.dtype, tensor.shape, tensor.size_bytes):
+            raise Damaged(f"rank manifest: tensor {tensor.name!r}: {problem}")
+        if len(tensor.digests) != -(-tensor.size_bytes // DIGEST_CHUNK_BYTES):
+            raise Damaged(f"rank manifest: tensor {tensor.name!r} has {len(tensor.digests)} digests")
+        if not len(tensor.shape) == len(tensor.global_shape) == len(tensor.offsets):
+            raise Damaged(f"rank manifest: tensor {tensor.name!r}: its shapes differ in length")
+        outside = zip(tensor.offsets, tensor.shape, tensor.global_shape, strict=True)
+        if any(offset + length > whole for offset, length, whole in outside):
+            raise Damaged(f"rank manifest: tensor {tensor.name!r} lies outside its global shape")
+        end = tensor.start + tensor.size_bytes
+
+
+def _size_problem(dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:
+    bits = _DTYPE_BITS.get(dtype) or _RAW_DTYPE_BITS.get(dtype)
+    if bits is not None and math.prod(shape) * bits != size_bytes * 8:
+        return f"{dtype} of shape {list(shape)} does not have {size_bytes} bytes"
+    return None

@@ -1,0 +1,246 @@
+"""Checkpoints on a local or shared POSIX file system.
+
+An object is written beside its place, synced, linked to its name and the folder synced: a name is there only
+with its whole content, and `link` refuses to replace (a rename would let two writers both "win").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orch_workers.checkpoint.errors import (
+    AlreadyExists,
+    NotFound,
+    StorageError,
+    StorageRefused,
+    StorageUnavailable,
+)
+from orch_workers.checkpoint.storage import TEMPORARY_PREFIX, Entry, Storage, checked_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WRITEV_BUFFERS_MAX = 512
+"""Buffers per system call (IOV_MAX is 1024)."""
+FOLDER_TRIES_MAX = 5
+"""A folder may be pruned by a deletion between its making and its use; so often it is made again."""
+
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+
+
+class LocalStorage(Storage):
+    """A folder. `unfenced`: use it even where the file system has no hard links."""
+
+    def __init__(self, root: Path, *, unfenced: bool = False) -> None:
+        super().__init__(root.absolute().as_uri())
+        self.root = root.absolute()
+        self._unfenced = unfenced
+
+    def _create(self, path: str, buffers: Sequence[memoryview]) -> None:
+        target = self._file(path)
+        if target.exists():
+            raise AlreadyExists(f"{target} exists already")
+        temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        try:
+            descriptor = self._open_in_folder(temporary)
+            try:
+                try:
+                    _write_all(descriptor, buffers)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                self._publish(temporary, target)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise _translated(error, f"cannot write {target}") from error
+
+    def _open_in_folder(self, temporary: Path) -> int:
+        for attempt in range(FOLDER_TRIES_MAX):
+            self._make_folder(temporary.parent)
+            try:
+                return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                if attempt == FOLDER_TRIES_MAX - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _publish(self, temporary: Path, target: Path) -> None:
+        try:
+            os.link(temporary, target)
+        except FileExistsError as error:
+            raise AlreadyExists(f"{target} exists already") from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not self._unfenced:
+                raise StorageRefused(
+                    f"the file system of {self.root} has no hard links, so two writers could both "
+                    f"commit the same "
+                    f"checkpoint; use another storage, or set checkpoint.unfenced: true to accept that"
+                ) from error
+            temporary.replace(target)
+
+    def _make_folder(self, folder: Path) -> None:
+        missing = []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for new in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                new.mkdir()
+            with contextlib.suppress(FileNotFoundError):
+                _sync_folder(new.parent)
+
+    def _settle(self, path: str) -> None:
+        # It was there already with our content: an earlier try may have died between link and sync.
+        target = self._file(path)
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise _translated(error, f"cannot sync {target}") from error
+
+    def size(self, path: str) -> int:
+        target = self._file(path)
+        try:
+            return target.stat().st_size
+        except OSError as error:
+            raise _translated(error, f"cannot read {target}") from error
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        target = self._file(path)
+        try:
+            with target.open("rb", buffering=0) as file:
+                if start:
+                    file.seek(start)
+                if end is None:
+                    return file.read()
+                wanted = max(0, end - (start or 0))
+                parts = []
+                while wanted and (part := file.read(wanted)):
+                    parts.append(part)
+                    wanted -= len(part)
+                return b"".join(parts)
+        except OSError as error:
+            raise _translated(error, f"cannot read {target}") from error
+
+    def read_into(self, path: str, start: int, view: memoryview) -> int:
+        target = self._file(path)
+        done = 0
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while done < len(view):
+                    count = os.preadv(descriptor, [view[done:]], start + done)
+                    if count == 0:
+                        break
+                    done += count
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _translated(error, f"cannot read {target}") from error
+        return done
+
+    def delete(self, path: str) -> None:
+        target = self._file(path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                target.unlink()
+        except OSError as error:
+            raise _translated(error, f"cannot delete {target}") from error
+        folder = target.parent
+        while folder != self.root and self.root in folder.parents:
+            try:
+                folder.rmdir()
+            except OSError:
+                break  # not empty, or gone already
+            folder = folder.parent
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        top = self._file(prefix) if prefix else self.root
+        found: list[Entry] = []
+        try:
+            for name, stat in _files(top):
+                relative = name.relative_to(self.root).as_posix()
+                found.append(Entry(relative, stat.st_size, stat.st_mtime_ns // 1000))
+        except OSError as error:
+            raise _translated(error, f"cannot list {top}") from error
+        return sorted(found)
+
+    def sweep_temporaries(self, min_age_s: float) -> int:
+        """Removes what writers that were killed left beside their targets. Returns how many."""
+        oldest_ns = time.time_ns() - int(min_age_s * 1e9)
+        removed = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                file = Path(folder, name)
+                with contextlib.suppress(OSError):
+                    if name.startswith(TEMPORARY_PREFIX) and file.stat().st_mtime_ns <= oldest_ns:
+                        file.unlink()
+                        removed += 1
+        return removed
+
+    def _file(self, path: str) -> Path:
+        return self.root / checked_path(path)
+
+
+def _files(top: Path) -> list[tuple[Path, os.stat_result]]:
+    """All files below `top`, without temporaries; what is deleted meanwhile is left out."""
+    found = []
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif not entry.name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((Path(entry.path), entry.stat()))
+    return found
+
+
+def _write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
+    pending = [b for b in buffers if len(b)]
+    first = 0
+    while first < len(pending):
+        written = os.writev(descriptor, pending[first : first + WRITEV_BUFFERS_MAX])
+        while first < len(pending) and written >= len(pending[first]):
+            written -= len(pending[first])
+            first += 1
+        if written:
+            pending[first] = pending[first][written:]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _translated(error: OSError, what: str) -> StorageError:
+    sentence = f"{what}: {error.strerror or error}"
+    if isinstance(error, FileNotFoundError):
+        return NotFound(sentence)
+    if error.errno in _REFUSALS:
+        return StorageRefused(sentence)
+    return StorageUnavailable(sentence)

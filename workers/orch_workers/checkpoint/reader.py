@@ -1,0 +1,268 @@
+"""From a checkpoint in storage to a READY slot file that a training process maps. No code of a file is ever
+run.
+
+Every byte of a tensor is checked against its digest on the way. What does not match is read again before it
+is called damage: some clients hand on a truncated or corrupted answer without a word (FIELD.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orch_workers.checkpoint.errors import Damaged, NotFound, NothingRestorable, Rejected, StorageError
+from orch_workers.checkpoint.format import (
+    DIGEST_CHUNK_BYTES,
+    RankManifest,
+    ShardRecord,
+    TensorRecord,
+    digest_of,
+    digests_of,
+)
+from orch_workers.training.slots import Slot, SlotHeader, aligned
+
+if TYPE_CHECKING:
+    from orch_workers.checkpoint.catalog import Catalog, RestorePoint
+
+READ_BYTES = 16 << 20
+"""Asked for at a time."""
+READS_AT_ONCE = 8
+READ_TRIES_MAX = 3
+"""How often bytes that do not match their digest are read before they are called damaged."""
+META_SLACK_BYTES = 4096
+
+Target = Path | str | Callable[[int], Path | str]
+"""Where the slot file goes: a path, or what makes one of at least so many bytes (data and description)."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was restored, and what was found damaged before (and quarantined)."""
+
+    point: RestorePoint
+    header: SlotHeader
+    path: str
+    size_bytes: int
+    seconds_s: float
+    rejected: tuple[Rejected, ...] = field(default=())
+
+
+def find_and_restore(
+    catalog: Catalog,
+    rank: int,
+    target: Target,
+    *,
+    newer_than: int = -1,
+    committed_before: bool = False,
+    world_size: int | None = None,
+) -> Restored | None:
+    """Restores the newest restore point that is whole; quarantines what is damaged on the way.
+
+    None when the job has nothing to restore. `newer_than`: a step that the caller has in memory; older or
+    equal restore points are then not looked at (None: memory is the newest). `committed_before`: the caller
+    knows that something was committed, so an empty storage is a missing one.
+
+    Raises NothingRestorable when checkpoints exist and none can be restored, a StorageError when storage
+    cannot be reached (nothing is concluded from that), OSError when there is no room for the slot.
+    """
+    try:
+        points = catalog.restore_points()
+    except Damaged as error:
+        raise NothingRestorable(f"the chain of {catalog.job_id} does not read: {error}") from error
+    rejected: list[Rejected] = []
+    for point in points:
+        if point.step <= newer_than:
+            return None
+        began = time.monotonic()
+        try:
+            header, path = restore(catalog, point, rank, target, world_size=world_size)
+        except Damaged as error:
+            rejected.append(Rejected(point.generation, point.step, str(error)))
+            with contextlib.suppress(StorageError):  # the mark is for people; restoring goes on without it
+                catalog.quarantine(point, str(error))
+            continue
+        seconds_s = time.monotonic() - began
+        return Restored(point, header, path, header.data_bytes, seconds_s, tuple(rejected))
+    if newer_than >= 0:
+        return None
+    _assert_nothing_was_there(catalog, rejected, committed_before)
+    return None
+
+
+def _assert_nothing_was_there(catalog: Catalog, rejected: list[Rejected], committed_before: bool) -> None:
+    known = {r[:2] for r in rejected}
+    chain = catalog.chain()
+    for point, reason in catalog.quarantined().items():
+        if point[:2] not in known and (chain is None or chain.admits(point.generation, point.step)):
+            rejected.append(Rejected(point.generation, point.step, f"in quarantine: {reason}"))
+    if chain is None:
+        rejected += [
+            Rejected(*point[:2], "no generation's record leads to it") for point in catalog.committed()
+        ]
+    where = f"{catalog.storage.url}/{catalog.job_id}"
+    if rejected:
+        raise NothingRestorable(
+            f"none of the {len(rejected)} checkpoints in {where} can be restored; nothing was started from "
+            f"scratch. Bring one back, or submit the job anew to start over:",
+            rejected,
+        )
+    if committed_before:
+        raise NothingRestorable(
+            f"{where} has no checkpoint, although this job has committed some: is it the right storage, "
+            f"and is it "
+            f"mounted? Nothing was started from scratch"
+        )
+
+
+def restore(
+    catalog: Catalog, point: RestorePoint, rank: int, target: Target, *, world_size: int | None = None
+) -> tuple[SlotHeader, str]:
+    """Reads one rank of one checkpoint into a new READY slot at `target`; header and path of it.
+
+    Damaged: with what differs; nothing is left at the target. ValueError: the world size is another one.
+    """
+    manifest = catalog.manifest(point)
+    if world_size is not None and manifest.world_size != world_size:
+        raise ValueError(f"{point} was saved by {manifest.world_size} ranks; this job runs with {world_size}")
+    part = catalog.rank_manifest(point, manifest, rank)
+    _check_shards(catalog, point, part)
+    meta = _slot_meta(part)
+    capacity = aligned(part.data_bytes) + _meta_bytes(meta) + META_SLACK_BYTES
+    path = str(target(capacity) if callable(target) else target)
+    if not callable(target):
+        Path(path).unlink(missing_ok=True)  # never truncated in place: somebody may still have it mapped
+        Slot.create(path, capacity)
+    try:
+        slot = Slot(path, writable=True)
+        try:
+            slot.begin(point.generation, point.step)
+            view = slot.data()[: part.data_bytes]
+            try:
+                _fill(catalog, part, view)
+            finally:
+                view.release()
+            slot.finish(point.generation, point.step, part.data_bytes, meta)
+            return slot.header(), path
+        finally:
+            slot.close()
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+
+
+def _check_shards(catalog: Catalog, point: RestorePoint, part: RankManifest) -> None:
+    """Sizes before anything is allocated: a manifest that lies asks for no memory."""
+    folder = catalog.shards_folder(point.generation, point.step)
+    stored = {entry.path: entry.size_bytes for entry in catalog.storage.list(folder)}
+    for shard in part.shards:
+        path = catalog.path(shard.path)
+        if not path.startswith(f"{folder}/{part.rank}-"):
+            raise Damaged(f"rank manifest: {shard.path!r} is no shard of this checkpoint")
+        if path not in stored:
+            raise Damaged(f"{shard.path} is missing")
+        if stored[path] != shard.size_bytes:
+            raise Damaged(f"{shard.path} has {stored[path]} bytes instead of {shard.size_bytes}")
+
+
+def _slot_meta(part: RankManifest) -> dict[str, Any]:
+    bases = _bases(part)
+    entries = []
+    for tensor in part.tensors:
+        entry: dict[str, Any] = {
+            "name": tensor.name,
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "offset": bases[tensor.shard] + tensor.start,
+            "size_bytes": tensor.size_bytes,
+        }
+        if tensor.global_shape != tensor.shape:
+            entry |= {"global_shape": list(tensor.global_shape), "offsets": list(tensor.offsets)}
+        entries.append(entry)
+    return {**part.meta, "entries": entries}
+
+
+def _meta_bytes(meta: dict[str, Any]) -> int:
+    try:
+        return len(json.dumps(meta, separators=(",", ":"), allow_nan=False).encode())
+    except ValueError as error:
+        raise Damaged(f"rank manifest: {error}") from error
+
+
+def _bases(part: RankManifest) -> list[int]:
+    """Where each shard's data region begins in the slot's: they follow one another without a gap."""
+    bases, position = [], 0
+    for shard in part.shards:
+        bases.append(position)
+        position += shard.size_bytes - shard.data_offset
+    return bases
+
+
+def _fill(catalog: Catalog, part: RankManifest, view: memoryview) -> None:
+    by_shard: dict[int, list[TensorRecord]] = {}
+    for tensor in part.tensors:
+        by_shard.setdefault(tensor.shard, []).append(tensor)
+    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="restore") as pool:
+        for number, (shard, base) in enumerate(zip(part.shards, _bases(part), strict=True)):
+            stretch = view[base : base + shard.size_bytes - shard.data_offset]
+            path = catalog.path(shard.path)
+            reads = [
+                pool.submit(_read_exactly, catalog, path, shard.data_offset + at, stretch[at : at + size])
+                for at, size in _steps(len(stretch))
+            ]
+            for read in reads:
+                read.result()
+            _check_header(catalog, path, shard)
+            checks = [pool.submit(_check, catalog, path, shard, t, stretch) for t in by_shard.get(number, ())]
+            for check in checks:
+                check.result()
+
+
+def _steps(size_bytes: int) -> Iterator[tuple[int, int]]:
+    for at in range(0, size_bytes, READ_BYTES):
+        yield at, min(READ_BYTES, size_bytes - at)
+
+
+def _read_exactly(catalog: Catalog, path: str, start: int, view: memoryview) -> None:
+    for _ in range(READ_TRIES_MAX):
+        try:
+            if catalog.storage.read_into(path, start, view) == len(view):
+                return
+        except NotFound as error:
+            raise Damaged(f"{path} is missing") from error
+    raise Damaged(f"{path} ends before byte {start + len(view)}")
+
+
+def _check_header(catalog: Catalog, path: str, shard: ShardRecord) -> None:
+    for _ in range(READ_TRIES_MAX):
+        if digest_of(catalog.storage.read(path, 0, shard.data_offset)) == shard.header_digest:
+            return
+    raise Damaged(f"{path}: its header does not match its digest")
+
+
+def _check(
+    catalog: Catalog, path: str, shard: ShardRecord, tensor: TensorRecord, stretch: memoryview
+) -> None:
+    whole = stretch[tensor.start : tensor.start + tensor.size_bytes]
+    for number, (found, expected) in enumerate(zip(digests_of(whole), tensor.digests, strict=True)):
+        if found == expected:
+            continue
+        at = number * DIGEST_CHUNK_BYTES
+        piece = whole[at : at + DIGEST_CHUNK_BYTES]
+        for _ in range(READ_TRIES_MAX - 1):
+            _read_exactly(catalog, path, shard.data_offset + tensor.start + at, piece)
+            if digest_of(piece) == expected:
+                break
+        else:
+            place = shard.data_offset + tensor.start + at
+            raise Damaged(
+                f"{path}: tensor {tensor.name!r}, the bytes from {place} on do not match their digest"
+            )
+
+
+__all__ = ["Restored", "find_and_restore", "restore"]
