@@ -97,7 +97,9 @@ class Charges:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Charges:
-        return Charges(**(data | {"marks": tuple(Mark(budget, step) for budget, step in data["marks"])}))
+        fields: dict[str, Any] = dict(data)
+        fields["marks"] = tuple(Mark(budget, step) for budget, step in data["marks"])
+        return Charges(**fields)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ class History:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> History:
-        return History(**(data | {"own_exits": tuple(data["own_exits"])}))
+        fields: dict[str, Any] = dict(data)
+        fields["own_exits"] = tuple(data["own_exits"])
+        return History(**fields)
 
 
 @dataclass(frozen=True)
