@@ -81,7 +81,10 @@ def load_job(
     for override in overrides:
         _apply_override(document, override)
     for variable, value in (env or {}).items():
-        _put(document, ("env", variable), value, Place("--env"))
+        if _encodable(variable + value):
+            _put(document, ("env", variable), value, Place("--env"))
+        else:
+            document.problems.append(Problem(f"{shown(variable)} is not UTF-8 text", file="--env"))
     if name is not None:
         _put(document, ("name",), name, Place("--name"))
     _take_variables_as_written(document)
@@ -94,7 +97,7 @@ def _read(path: str | os.PathLike[str], stdin: BinaryIO | None) -> tuple[bytes, 
     if path == STDIN:
         return (stdin or sys.stdin.buffer).read(SIZE_BYTES_MAX + 1), "standard input", FilePath.cwd()
     file = FilePath(path)
-    name = os.fspath(path)
+    name = _printable(os.fspath(path))
     try:
         with file.open("rb") as stream:
             # One byte over the limit is enough to refuse it; /dev/zero has no end.
@@ -102,6 +105,15 @@ def _read(path: str | os.PathLike[str], stdin: BinaryIO | None) -> tuple[bytes, 
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else str(error)) or "unknown error"
         raise JobFileError([Problem(f"cannot be read: {reason.lower()}", file=name)]) from None
+
+
+def _encodable(text: str) -> bool:
+    """Arguments that are not UTF-8 arrive with half surrogates in them, which no file or answer can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_top(document: Document) -> None:
@@ -116,9 +128,9 @@ def _apply_override(document: Document, override: str) -> None:
     """`--set a.b=c`; the value is YAML, `null` takes the key out."""
     target, separator, text = override.partition("=")
     # The value stays out of what is shown: it may be private.
-    option = f"--set {target[:80]}"
+    option = _printable(f"--set {target[:80]}")
     keys = target.split(".")
-    if not separator or not all(keys):
+    if not separator or not all(keys) or not _encodable(target):
         message = f"{shown(override)} names no key and value"
         document.problems.append(Problem(message, file="--set", allowed="KEY=VALUE such as resources.cpus=2"))
         return
