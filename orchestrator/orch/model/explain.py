@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["explain"]
+__all__ = ["all_keys", "explain"]
 
 _KINDS = {
     "string_type": "text",
@@ -125,12 +125,13 @@ def _near_key(word: str, keys: list[str], model: type[BaseModel], path: Path) ->
     """A key of this place that was mistyped, else one of that very name that belongs elsewhere."""
     if near := near_match(word, keys):
         return near
-    elsewhere = [found for found in _all_keys(model, ()) if found[-1] == word and found != path]
+    elsewhere = [found for found in all_keys(model) if found[-1] == word and found != path]
     return format_path(elsewhere[0]) if len(elsewhere) == 1 else None
 
 
-def _all_keys(model: type[BaseModel], prefix: Path) -> Iterator[Path]:
+def all_keys(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
+    """Every key that a file may hold, from the top."""
     for key, child in _children(model).items():
         yield (*prefix, key)
         if child is not None:
-            yield from _all_keys(child, (*prefix, key))
+            yield from all_keys(child, (*prefix, key))
