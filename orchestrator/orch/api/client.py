@@ -113,8 +113,8 @@ class Client:
         request: str | None = None,
     ) -> Document:
         """`spec`: `JobSpec.model_dump(mode="json")`; `code`: digest, size_bytes, git_commit, git_dirty of
-        what `upload_code` has sent. Returns the job's detail document. Repeating it is harmless, with the same
-        `request` in particular.
+        what `upload_code` has sent. Returns the job's detail document. Repeated with the same `request`,
+        it answers with the job that is there.
         """
         body = {
             "spec": dict(spec),
@@ -178,7 +178,7 @@ class Client:
         return self._job(self._transport.json("POST", f"/jobs/{_name(job)}/cancel", body={"now": now}))
 
     def wait(self, job: str, *, timeout_s: float | None = None) -> Document:
-        """The summary of the job once it has ended; TimedOut if it has not within the limit."""
+        """The detail document once it has ended; TimedOut if it has not within the limit."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = (
@@ -257,7 +257,7 @@ class Client:
         timestamps: bool = False,
         follow: bool = True,
     ) -> Iterator[LogPart]:
-        """Pieces in order, from attempt to attempt unless one is named; without `follow`, what there is now."""
+        """Pieces in order, from attempt to attempt unless one is named; without `follow`, what is there."""
         current, offset = attempt, 0
         while True:
             part = self.logs(

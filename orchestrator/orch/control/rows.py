@@ -120,6 +120,16 @@ class ProgressRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LostWork:
+    """What a job did twice."""
+
+    lost_us: int = 0
+    """Time that lost steps had taken, where it is known."""
+    steps_without_time: int = 0
+    """Lost steps of which that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
     """What is written down when a job is submitted. Its lifecycle comes with `Transaction.save`."""
 

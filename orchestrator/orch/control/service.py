@@ -36,8 +36,7 @@ class CodeInfo:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
     spec: JobSpec
-    name: str | None = None
-    """Instead of the spec's own."""
+    """Its name is the one to use: `--name` has been put in."""
     base_dir: str | None = None
     """Absolute folder on the submitter's machine that `workdir` is relative to."""
     code: CodeInfo | None = None
@@ -110,13 +109,14 @@ class PlacementCheck:
 class Bell:
     """Rung when something about a job was written down; whoever waits for news of that job wakes up.
 
-    `ring` may be called from any thread, `wait` from any event loop. A ring that nobody waits for is
-    forgotten: wait, look, wait again, and take the waiter before the look (`listen`).
+    `ring` may be called from any thread, `listen` inside any event loop. A ring that nobody listens to is
+    forgotten: listen first, then look, then wait.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[str, set[_Waiter]] = {}
+        self.closed = False
 
     def ring(self, job: str) -> None:
         with self._lock:
@@ -124,9 +124,10 @@ class Bell:
         for waiter in waiters:
             waiter.wake()
 
-    def ring_all(self) -> None:
-        """For a server that stops: nobody is kept waiting."""
+    def close(self) -> None:
+        """For a server that stops: nobody is kept waiting any more."""
         with self._lock:
+            self.closed = True
             jobs = list(self._waiters)
         for job in jobs:
             self.ring(job)
@@ -135,6 +136,8 @@ class Bell:
         """From now on a ring is kept until `wait` is called. Inside a running event loop."""
         waiter = _Waiter()
         with self._lock:
+            if self.closed:
+                waiter.wake()
             self._waiters.setdefault(job, set()).add(waiter)
         return waiter
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Select, func, make_url, select, tuple_
+from sqlalchemy import Connection, Select, case, func, make_url, select, tuple_
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,12 +24,13 @@ from orch.control.rows import (
     EventRow,
     JobDetailRow,
     JobRow,
+    LostWork,
     ProgressRow,
     RestartRow,
 )
 from orch.control.transaction import Transaction, cursor_of, holder, lifecycle_of, no_such_job, now_us
 from orch.model.errors import NoServer
-from orch.model.states import ENDED, JobState
+from orch.model.states import ENDED, JobState, State
 
 __all__ = ["Store", "StoreTakenError", "Transaction", "now_us", "store_url"]
 
@@ -113,12 +114,14 @@ class Store:
             raise no_such_job(job)
         return JobDetailRow(**row)
 
-    def exists(self, job: str) -> bool:
+    def state(self, job: str) -> State:
+        """NoSuchJob if there is none."""
         with self._begin() as connection:
-            return (
-                connection.execute(select(schema.jobs.c.id).where(schema.jobs.c.id == job)).first()
-                is not None
-            )
+            query = select(schema.jobs.c.state).where(schema.jobs.c.id == job)
+            found = connection.execute(query).scalar_one_or_none()
+        if found is None:
+            raise no_such_job(job)
+        return State(found)
 
     def jobs(
         self, *, states: Sequence[str] = (), limit: int = JOBS_MAX, before: tuple[int, str] | None = None
@@ -175,21 +178,24 @@ class Store:
         query = query.order_by(table.c.attempt.desc(), table.c.restart.desc()).limit(RESTARTS_MAX)
         return self._rows(query, RestartRow)[::-1]
 
-    def restart_counts(self, jobs: Sequence[str]) -> dict[str, int]:
+    def start_counts(self, jobs: Sequence[str]) -> dict[str, int]:
         """Starts of the training processes, per job; the first one is counted too."""
         table = schema.restarts
         query = select(table.c.job, func.count()).where(table.c.job.in_(jobs)).group_by(table.c.job)
         with self._begin() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
-    def lost_us(self, jobs: Sequence[str]) -> dict[str, int]:
-        """Time spent on work that was lost, per job, as far as it is known."""
+    def lost_work(self, jobs: Sequence[str]) -> dict[str, LostWork]:
+        """Work that was done twice, per job that has any."""
         table = schema.restarts
-        query = (
-            select(table.c.job, func.sum(table.c.lost_us)).where(table.c.job.in_(jobs)).group_by(table.c.job)
-        )
+        untimed = case((table.c.lost_us.is_(None), table.c.lost_steps), else_=0)
+        query = select(table.c.job, func.sum(table.c.lost_us), func.sum(untimed))
+        query = query.where(table.c.job.in_(jobs), table.c.lost_steps > 0).group_by(table.c.job)
         with self._begin() as connection:
-            return {job: int(lost or 0) for job, lost in connection.execute(query)}
+            return {
+                job: LostWork(lost_us=int(lost_us or 0), steps_without_time=int(steps or 0))
+                for job, lost_us, steps in connection.execute(query)
+            }
 
     def checkpoints(
         self, job: str, *, states: Sequence[str] = (), limit: int = CHECKPOINTS_MAX

@@ -122,6 +122,14 @@ class Transaction:
             self.connection, schema.checkpoints, {"job": job, "generation": generation, "step": step}, values
         )
 
+    def mark_checkpoint(
+        self, job: str, generation: str, step: int, state: str, *, reason: str | None = None
+    ) -> None:
+        """Retention deleted it, or reading it showed damage; one that was never recorded is left out."""
+        table = schema.checkpoints
+        where = (table.c.job == job, table.c.generation == generation, table.c.step == step)
+        self.connection.execute(table.update().where(*where).values(state=state, reason=reason))
+
     def put_progress(self, row: ProgressRow) -> None:
         """Replaces the newest progress of a rank; an older generation's never replaces a newer one's."""
         table = schema.progress

@@ -1,0 +1,90 @@
+"""What requests may say, and how what is wrong with them is told. No answer holds a secret's value."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from orch.control.service import CodeInfo, Submission
+from orch.model.explain import explain
+from orch.model.problems import JobFileError, Problem
+from orch.model.spec import JobSpec, unsupported
+
+DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+SECRET_CHARS_MAX = 64 << 10
+SECRETS_MAX = 1000
+PATH_CHARS_MAX = 4096
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class CodeBody(_Body):
+    """What `PUT /code/{digest}` has sent before."""
+
+    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
+    size_bytes: Annotated[int, Field(ge=0)] = 0
+    git_commit: Annotated[str, StringConstraints(max_length=64)] | None = None
+    git_dirty: bool | None = None
+
+
+class SubmitBody(_Body):
+    spec: dict[str, Any]
+    name: str | None = None
+    base_dir: Annotated[str, StringConstraints(max_length=PATH_CHARS_MAX)] | None = None
+    code: CodeBody | None = None
+    secrets: Annotated[
+        dict[str, Annotated[str, StringConstraints(max_length=SECRET_CHARS_MAX, pattern=r"^[^\x00]*$")]],
+        Field(max_length=SECRETS_MAX),
+    ] = {}
+    request: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{8,64}$")] | None = None
+
+
+class CheckBody(_Body):
+    spec: dict[str, Any]
+
+
+class CancelBody(_Body):
+    now: bool = False
+
+
+def parse_spec(data: dict[str, Any], name: str | None = None) -> JobSpec:
+    """The spec, checked whole; JobFileError names all that is wrong or not possible in this version."""
+    document = {**data, "name": name} if name is not None else data
+    try:
+        spec = JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise JobFileError(problem for _, problem in explain(error, JobSpec, document)) from None
+    if problems := unsupported(spec):
+        raise JobFileError(problems)
+    return spec
+
+
+def parse_submission(body: SubmitBody) -> Submission:
+    """JobFileError also if the code or a secret's value is missing."""
+    spec = parse_spec(body.spec, body.name)
+    problems = [
+        Problem(f"the value of secret {name} was not sent", path="secrets", allowed="a value for every name")
+        for name in spec.secrets
+        if name not in body.secrets
+    ]
+    problems += [
+        Problem(f"{name} was sent as a secret and is not named in the job", path="secrets")
+        for name in sorted(set(body.secrets) - set(spec.secrets))
+    ]
+    if spec.ship == "auto" and body.code is None:
+        problems.append(
+            Problem("the workdir was not uploaded", path="workdir", allowed="code, or ship: never")
+        )
+    if spec.ship == "never" and not (body.base_dir or spec.workdir).startswith("/"):
+        problems.append(
+            Problem(
+                "which folder the workdir is relative to was not sent", path="workdir", allowed="base_dir"
+            )
+        )
+    if problems:
+        raise JobFileError(problems)
+    code = CodeInfo(**body.code.model_dump()) if body.code is not None else None
+    return Submission(
+        spec=spec, base_dir=body.base_dir, code=code, secrets=body.secrets, request=body.request
+    )

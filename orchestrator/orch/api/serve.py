@@ -1,0 +1,107 @@
+"""Serves the API from a thread of the controller's process."""
+
+import logging
+import socket
+import threading
+from collections.abc import Iterable
+
+import uvicorn
+
+from orch.api.app import create_app
+from orch.control.service import ControlService
+from orch.model.errors import NoServer
+
+LOOPBACK = "127.0.0.1"
+START_LIMIT_S = 20.0
+STOP_LIMIT_S = 5
+"""Calls that are being answered get so long to end."""
+KEEP_ALIVE_S = 60
+CONNECTIONS_MAX = 512
+"""More are told 503."""
+BACKLOG = 128
+
+
+class ApiServer:
+    """`start` once, `stop` once."""
+
+    def __init__(
+        self,
+        service: ControlService,
+        token: str,
+        *,
+        host: str = LOOPBACK,
+        port: int = 0,
+        hosts: Iterable[str] = (),
+    ) -> None:
+        """Port 0: any that is free. NoServer if the port is taken."""
+        self._service = service
+        self._socket = _listen(host, port)
+        self._host, self._port = host, self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            create_app(service, token, hosts),
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=CONNECTIONS_MAX,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_LIMIT_S,
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._run, name="orch-api", daemon=True)
+
+    @property
+    def url(self) -> str:
+        name = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{name}:{self._port}"
+
+    def start(self) -> str:
+        """Returns the URL once it answers there."""
+        self._thread.start()
+        if not self._server.ready.wait(START_LIMIT_S) or not self._server.started:
+            raise NoServer(
+                f"the API did not start at {self.url} within {START_LIMIT_S:g} s; see the server's log"
+            )
+        return self.url
+
+    def stop(self) -> None:
+        """Ends it; calls that wait for news are answered with what there is."""
+        self._service.bell.close()
+        self._server.should_exit = True
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(2 * STOP_LIMIT_S)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._server.ready.set()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.ready.set()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A server that starts again at once must get its port although old connections linger.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise NoServer(
+            f"port {port} of {host} cannot be had ({error.strerror}); set another `port`"
+        ) from error
+    return listening
