@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orch.control import lifecycle_ending as ending
 from orch.control import lifecycle_placing as placing
 from orch.control import lifecycle_running as running
-from orch.control.lifecycle_common import Step
+from orch.control.lifecycle_common import Step, leaving
 from orch.control.lifecycle_late import from_the_future, why_late
 from orch.model import commands as cmd
 from orch.model import events as ev
@@ -108,6 +108,7 @@ TRANSITIONS: Mapping[tuple[State, type[Event]], Transition] = _table(
     (PLACED,        ev.CancelRequested,                ending.cancel_placed,         (_STOP,)),
     ((_STOP,),      ev.CancelRequested,                ending.cancel_stopping,       None),
     (ENDED,         ev.CancelRequested,                _note,                        None),
+    (PLACED,        ev.StopOverdue,                    running.leave_overdue,        (_Q, _STOP)),
     ((_STOP,),      ev.StopOverdue,                    ending.stop_overdue,          None),
     ((_STOP,),      ev.Closed,                         ending.closed,                ENDED | {_BLOCK}),
 
@@ -176,11 +177,12 @@ def still_wanted(job: JobState, command: Command) -> bool:
                 agent is not None and agent.placed == command.attempt and agent.status is AgentStatus.STARTING
                 for agent in agents
             )
-            return wanted and job.state in PLACED and job.gang == command.gang_attempt
+            placed = job.state in PLACED and job.gang == command.gang_attempt
+            return wanted and placed and not leaving(job)
         case cmd.RaiseAttempt():
             return job.state in PLACED and job.attempt == command.attempt
         case cmd.StopAgents():
-            return job.state is State.STOPPING and not job.closing and job.attempt == command.attempt
+            return job.stop_deadline_us is not None and not job.closing and job.attempt == command.attempt
         case cmd.CloseJob():
             # Were it carried out late, it would end a job that was resumed meanwhile.
             return job.closing and job.attempt == command.attempt

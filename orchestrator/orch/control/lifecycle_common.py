@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orch.model.commands import CloseJob, Command, RemoveGang
+from orch.model.commands import CloseJob, Command, RemoveGang, StopAgents
 from orch.model.states import AgentState, AgentStatus, Ending, JobState, State
 from orch_policies import restart
 
 if TYPE_CHECKING:
     from orch.model.generation import Generation
 
+STOP_MARGIN_S = 30.0
+"""How much longer than the grace period a stop may take (KILL, last logs) before the agents are ended."""
 MERGED_MAX = 256
 """Restarts remembered, so that a repeated report is not charged twice; older ones count as merged."""
 
@@ -89,6 +91,16 @@ def alive(job: JobState) -> tuple[int, ...]:
     return tuple(rank for rank, agent in sorted(job.agents.items()) if agent.alive)
 
 
+def awaited(job: JobState) -> tuple[int, ...]:
+    """Ranks whose end is worth waiting for: an agent that has not even answered has nothing to save."""
+    return tuple(rank for rank, agent in sorted(job.agents.items()) if agent.status is AgentStatus.UP)
+
+
+def leaving(job: JobState) -> bool:
+    """Whether the gang has begun to leave its place: nobody is replaced then."""
+    return any(agent.outcome in {"left", "stopped"} for agent in job.agents.values())
+
+
 def placed_anew(job: JobState, ranks: tuple[int, ...]) -> JobState:
     """`ranks` get agents that the present attempt places."""
     return replace(job, agents={**job.agents, **{rank: AgentState(placed=job.attempt) for rank in ranks}})
@@ -101,6 +113,15 @@ def lost(job: JobState, ranks: tuple[int, ...]) -> JobState:
 
 
 # --- letting go ---
+
+
+def stopping(job: JobState, now_us: int) -> Step:
+    """The agents are asked to stop; repeated (by a new controller), the deadline stays what it was."""
+    if job.stop_deadline_us is None:
+        job = replace(job, stop_deadline_us=now_us + us(job.grace_s + STOP_MARGIN_S))
+    deadline_us = job.stop_deadline_us or now_us
+    stop = StopAgents(attempt=job.attempt, grace_s=job.grace_s, deadline_us=deadline_us)
+    return Step(job, (stop,), f"stopping with {job.grace_s:g} s of grace")
 
 
 def requeued(
@@ -120,6 +141,7 @@ def requeued(
         gang_granted=False,
         removing=removing,
         agents={},
+        stop_deadline_us=None,
         not_before_us=not_before_us,
     )
     return Step(job, commands, reason)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orch.control.lifecycle_common import Step, alive, closing, history, us
-from orch.model.commands import StopAgents
+from orch.control.lifecycle_common import Step, awaited, closing, history, stopping
 from orch.model.states import ENDED, Ending, JobState, State
 from orch_policies.restart import History
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
         Unblocked,
     )
 
-STOP_MARGIN_S = 30.0
-"""How much longer than the grace period a stop may take (KILL, last logs) before the agents are ended."""
-
 _CANCELLED = Ending(state=State.CANCELLED, reason="cancelled on request")
 
 
@@ -31,12 +27,10 @@ def cancel_waiting(job: JobState, _event: CancelRequested, _now_us: int) -> Step
 
 
 def cancel_placed(job: JobState, event: CancelRequested, now_us: int) -> Step:
-    if event.now or not alive(job):
+    if event.now or not awaited(job):
         return closing(job, _CANCELLED)
     job = replace(job, state=State.STOPPING, ending=_CANCELLED, reason=_CANCELLED.reason)
-    deadline_us = now_us + us(job.grace_s + STOP_MARGIN_S)
-    stop = StopAgents(attempt=job.attempt, grace_s=job.grace_s, deadline_us=deadline_us)
-    return Step(job, (stop,), f"cancelled: stopping with {job.grace_s:g} s of grace")
+    return stopping(job, now_us)
 
 
 def cancel_stopping(job: JobState, event: CancelRequested, _now_us: int) -> Step:
@@ -48,6 +42,7 @@ def cancel_stopping(job: JobState, event: CancelRequested, _now_us: int) -> Step
 
 
 def stop_overdue(job: JobState, _event: StopOverdue, _now_us: int) -> Step:
+    """What has not stopped in time is ended."""
     assert job.ending is not None  # validate(): STOPPING has one
     return closing(job, job.ending)._replace(decision="not stopped in time: ending its agents")
 
@@ -68,6 +63,7 @@ def closed(job: JobState, _event: Closed, now_us: int) -> Step:
         gang_granted=False,
         removing=(),
         agents={},
+        stop_deadline_us=None,
         not_before_us=None,
         ended_us=now_us if ending.state in ENDED else None,
     )

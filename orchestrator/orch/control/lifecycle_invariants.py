@@ -42,6 +42,8 @@ def _numbers(job: JobState) -> Iterator[str]:
 def _of_state(job: JobState) -> Iterator[str]:
     if (job.ending is not None) != (job.state is State.STOPPING):
         yield "an end that is decided belongs to STOPPING, and to it alone"
+    if job.stop_deadline_us is not None and job.state not in PLACED | {State.STOPPING}:
+        yield "asked to stop, and nobody is there"
     if job.closing and job.state is not State.STOPPING:
         yield "closing without stopping"
     if (job.ended_us is not None) != (job.state in ENDED):

@@ -85,8 +85,8 @@ def _gang(job: JobState, event: ev.Event) -> str | None:
         case ev.GangLost():
             return None if job.gang == event.attempt else "the job does not have this gang"
         case ev.StopOverdue():
-            waits = job.state is State.STOPPING and not job.closing and event.attempt == job.attempt
-            return None if waits else "nothing waits for it"
+            waits = job.stop_deadline_us is not None and not job.closing
+            return None if waits and event.attempt == job.attempt else "nothing waits for it"
         case ev.Closed():
             if not job.closing or event.attempt != job.attempt:
                 return "nothing waits for it"

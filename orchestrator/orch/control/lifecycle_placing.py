@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from orch.control.lifecycle_common import (
     Step,
     alive,
+    awaited,
     charged,
     closing,
     decide,
@@ -16,6 +17,7 @@ from orch.control.lifecycle_common import (
     policy,
     reached,
     requeued,
+    stopping,
     us,
 )
 from orch.model.commands import CloseJob, KillAgents, RemoveGang, RequestGang, StartAgents
@@ -107,24 +109,33 @@ def adopted_waiting(job: JobState, event: Adopted, _now_us: int) -> Step:
     )
 
 
-def adopted_stopping(job: JobState, event: Adopted, _now_us: int) -> Step:
+def adopted_stopping(job: JobState, event: Adopted, now_us: int) -> Step:
     job = lost(job, missing(job, event))
     if job.ending is None:
         return Step(job)
     if job.closing:
         again = CloseJob(attempt=job.attempt, sweep=job.ending.state is not State.BLOCKED)
         return Step(job, (again,), "closing it goes on")
-    if not alive(job):
+    if not awaited(job):
         return closing(job, job.ending)
-    return Step(job, (), "its end is still awaited")
+    return stopping(job, now_us)
 
 
 def missing(job: JobState, event: Adopted) -> tuple[int, ...]:
-    """Ranks whose agent had answered and is not there any more; one that had not is started again instead."""
+    """Ranks whose agent had answered and is not there any more."""
+    return _not_found(job, event, AgentStatus.UP)
+
+
+def never_seen(job: JobState, event: Adopted) -> tuple[int, ...]:
+    """Ranks whose agent was asked for, has not answered yet and is not there."""
+    return _not_found(job, event, AgentStatus.STARTING)
+
+
+def _not_found(job: JobState, event: Adopted, status: AgentStatus) -> tuple[int, ...]:
     return tuple(
         rank
         for rank, agent in sorted(job.agents.items())
-        if agent.status is AgentStatus.UP and event.found.get(rank) != agent.placed
+        if agent.status is status and event.found.get(rank) != agent.placed
     )
 
 

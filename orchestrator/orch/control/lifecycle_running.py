@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any, cast
 from orch.control.lifecycle_common import (
     Step,
     alive,
+    awaited,
     charged,
     charges,
     closing,
     decide,
     history,
+    leaving,
     lost,
     merge_restart,
     placed_anew,
     policy,
     reached,
+    requeued,
+    stopping,
     us,
     with_agent,
 )
-from orch.control.lifecycle_placing import gang_lost, gone, missing, strays
+from orch.control.lifecycle_placing import gang_lost, gone, missing, never_seen, strays
 from orch.model.commands import KillAgents, RaiseAttempt, StartAgents
 from orch.model.events import GangLost
 from orch.model.generation import Generation
@@ -43,15 +47,19 @@ if TYPE_CHECKING:
         Recovered,
         RestartDecided,
         Restored,
+        StopOverdue,
         WorkerEnded,
     )
-
-LEAVING = {"left", "stopped"}
 
 
 def agent_up(job: JobState, event: AgentUp, _now_us: int) -> Step:
     job = with_agent(job, event.rank, status=AgentStatus.UP, node=event.node, pid=event.pid)
-    return Step(job, (), f"agent of rank {event.rank} answers")
+    answers = f"agent of rank {event.rank} answers"
+    if job.state is State.STOPPING or job.agents[event.rank].placed == job.attempt:
+        return Step(job, (), answers)
+    # The attempt was raised while it was being started: RaiseAttempt may have come before it was there.
+    again = RaiseAttempt(attempt=job.attempt, ranks=(event.rank,), policy=policy(job))
+    return Step(job, (again,), f"{answers} and adopts attempt {job.attempt}")
 
 
 # --- training processes ---
@@ -60,8 +68,8 @@ def agent_up(job: JobState, event: AgentUp, _now_us: int) -> Step:
 def process_started(job: JobState, event: ProcessStarted, now_us: int) -> Step:
     job = _at_generation(job, event.generation)
     job = with_agent(job, event.rank, status=AgentStatus.UP, started=event.generation)
-    if job.started_us is None:
-        job = replace(job, started_us=now_us)
+    started_us = now_us if job.started_us is None else job.started_us
+    job = replace(job, started_us=started_us, lost_node="")
     everywhere = all(agent.started == job.generation for agent in job.agents.values() if agent.alive)
     waits_for_step = job.state is State.RECOVERING and bool(job.step)
     if job.state is State.STOPPING or not everywhere or waits_for_step:
@@ -150,7 +158,7 @@ def worker_ended(job: JobState, event: WorkerEnded, now_us: int) -> Step:
     job = with_agent(reached(job, event.step), event.rank, status=AgentStatus.ENDED, outcome=event.outcome)
     if event.outcome == "succeeded":
         return _succeeded(job) or Step(job, (), f"rank {event.rank} is done, the others are not")
-    if event.outcome in LEAVING:
+    if event.outcome in {"left", "stopped"}:
         return _leave(job, now_us, event.reason)
     return closing(
         job,
@@ -171,7 +179,7 @@ def worker_ended_stopping(job: JobState, event: WorkerEnded, _now_us: int) -> St
     success = _succeeded(job)
     if success is not None:
         return success
-    if alive(job):
+    if awaited(job):
         return Step(job, (), f"rank {event.rank} has ended, others have not")
     return closing(job, replace(job.ending, exit_code=event.exit_code))
 
@@ -183,16 +191,40 @@ def _succeeded(job: JobState) -> Step | None:
 
 
 def _leave(job: JobState, now_us: int, reason: str) -> Step:
-    """Placed again when the last one has left, charged once."""
-    if alive(job):
+    """One that leaves takes the gang along; placed again when the last one has left, charged once."""
+    if not awaited(job):
+        return gone(job, Failure("preempted", step=job.step, message=reason), now_us)
+    if job.stop_deadline_us is not None:
         return Step(job, (), "waits for the others to leave")
-    return gone(job, Failure("preempted", step=job.step, message=reason), now_us)
+    return stopping(job, now_us)
+
+
+def leave_overdue(job: JobState, _event: StopOverdue, now_us: int) -> Step:
+    """The rest of a leaving gang has not left in time; the gang's removal ends it."""
+    return gone(job, Failure("preempted", step=job.step, message="not all left in time"), now_us)
 
 
 def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
     kind: restart.Kind = "node_lost" if event.node_lost else "agent_lost"
     job = reached(job, event.step)
-    return lose(job, (event.rank,), Failure(kind, step=event.step, message=event.evidence), now_us)
+    failure = Failure(kind, step=event.step, message=event.evidence)
+    node = job.agents[event.rank].node
+    if not event.node_lost or not node:
+        return lose(job, (event.rank,), failure, now_us)
+    if node != job.lost_node:
+        return lose(replace(job, lost_node=node), (event.rank,), failure, now_us)
+    return _lose_also(job, event.rank, now_us)
+
+
+def _lose_also(job: JobState, rank: int, now_us: int) -> Step:
+    """Another worker of a machine that has been charged already: one machine is one preemption."""
+    job = lost(job, (rank,))
+    reason = f"{job.lost_node} took rank {rank} along, charged already"
+    if leaving(job):
+        return _leave(job, now_us, reason)
+    if not alive(job):
+        return requeued(job, reason, not_before_us=job.not_before_us)
+    return _replace_agents(replace(job, state=State.RECOVERING), (rank,), reason)
 
 
 def lose(job: JobState, ranks: tuple[int, ...], failure: Failure, now_us: int) -> Step:
@@ -202,66 +234,71 @@ def lose(job: JobState, ranks: tuple[int, ...], failure: Failure, now_us: int) -
     leaving already: nobody is replaced. The budget is used up: the job fails.
     """
     job = lost(job, ranks)
-    survivors = alive(job)
-    if any(agent.outcome in LEAVING for agent in job.agents.values()):
+    if leaving(job):
         return _leave(job, now_us, failure.message)
-    if failure.kind == "node_lost" and not survivors:
+    if failure.kind == "node_lost" and not alive(job):
         return gone(job, failure, now_us)
     decision = decide(job, failure)
     job = charged(job, failure, decision)
     if decision.action == "fail":
         return closing(job, Ending(state=State.FAILED, reason=decision.reason))
+    not_before_us = now_us + us(decision.delay_s) if decision.delay_s else None
+    job = replace(job, state=State.RECOVERING, not_before_us=not_before_us)
+    return _replace_agents(job, ranks, decision.reason)
+
+
+def _replace_agents(job: JobState, ranks: tuple[int, ...], reason: str) -> Step:
+    survivors = tuple(rank for rank in alive(job) if rank not in ranks)
     attempt = job.attempt + 1
-    job = replace(
-        job,
-        state=State.RECOVERING,
-        reason=decision.reason,
-        attempt=attempt,
-        restart=0,
-        restored_step=None,
-        down=None,
-    )
+    state = State.STARTING if job.state is State.STARTING else State.RECOVERING
+    job = replace(job, state=state, reason=reason, attempt=attempt, restart=0, restored_step=None, down=None)
     job = placed_anew(job, ranks)
     commands: list[Command] = [
         StartAgents(
             attempt=attempt,
             ranks=ranks,
             gang_attempt=job.gang or attempt,
-            not_before_us=now_us + us(decision.delay_s) if decision.delay_s else None,
+            not_before_us=job.not_before_us,
             policy=policy(job),
         )
     ]
     if survivors:
         commands.append(RaiseAttempt(attempt=attempt, ranks=survivors, policy=policy(job)))
-    return Step(job, tuple(commands), decision.reason)
+    return Step(job, tuple(commands), reason)
 
 
 def agent_lost_stopping(job: JobState, event: AgentLost, _now_us: int) -> Step:
     job = lost(job, (event.rank,))
-    if job.closing or job.ending is None or alive(job):
+    if job.closing or job.ending is None or awaited(job):
         return Step(job, (), f"agent of rank {event.rank} is gone")
     return closing(job, job.ending)
 
 
 def adopted(job: JobState, event: Adopted, now_us: int) -> Step:
-    """Training went on without a controller; what is there stays, what is missing is replaced."""
+    """Training went on without a controller; what is there stays, what is missing is replaced.
+
+    An agent that was asked for and is not there may have lived, trained and died unseen: it is replaced as
+    well, by a new attempt, because its generations must not be made twice; but nothing is charged for it.
+    """
     unexpected = strays(job, event)
     kill: tuple[Command, ...] = (KillAgents(strays=unexpected),) if unexpected else ()
     if event.gang != job.gang:
         step = gang_lost(job, GangLost(attempt=job.gang or 0, evidence=event.evidence, step=job.step), now_us)
         return step._replace(commands=(*kill, *step.commands))
     gone_ranks = missing(job, event)
-    waiting: dict[int, list[int]] = {}
-    for rank, agent in sorted(job.agents.items()):
-        if agent.status is AgentStatus.STARTING and event.found.get(rank) == agent.placed:
+    unseen = () if leaving(job) else never_seen(job, event)
+    for rank in alive(job):
+        if rank not in (*gone_ranks, *unseen):
             job = with_agent(job, rank, status=AgentStatus.UP)
-        elif agent.status is AgentStatus.STARTING:
-            waiting.setdefault(agent.placed, []).append(rank)
-    again: tuple[Command, ...] = tuple(
-        StartAgents(attempt=placed, ranks=tuple(ranks), gang_attempt=job.gang or placed, policy=policy(job))
-        for placed, ranks in waiting.items()
-    )
-    if not gone_ranks:
-        return Step(job, (*kill, *again), "found as it should be" if not (kill or again) else "adopted")
-    step = lose(job, gone_ranks, Failure("agent_lost", step=job.step, message=event.evidence), now_us)
-    return step._replace(commands=(*kill, *again, *step.commands))
+    if gone_ranks:
+        failure = Failure("agent_lost", step=job.step, message=event.evidence)
+        step = lose(job, tuple(sorted((*gone_ranks, *unseen))), failure, now_us)
+    elif unseen:
+        step = _replace_agents(
+            job, unseen, f"no agent of rank {unseen[0]} is there; whether one was is not known"
+        )
+    elif job.stop_deadline_us is not None:
+        step = stopping(job, now_us)
+    else:
+        step = Step(job, (), "found as it should be")
+    return step._replace(commands=(*kill, *step.commands))

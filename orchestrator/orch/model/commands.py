@@ -59,7 +59,8 @@ class RaiseAttempt:
 class StopAgents:
     """Ask every agent to stop: TERM, `grace_s`, KILL.
 
-    Each reports WorkerEnded; StopOverdue follows once `deadline_us` has passed.
+    Each reports WorkerEnded; StopOverdue follows once `deadline_us` has passed. For a cancel, and for the
+    rest of a gang that has begun to leave.
     """
 
     attempt: int

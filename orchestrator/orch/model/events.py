@@ -195,7 +195,7 @@ class CancelRequested:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopOverdue:
-    """StopAgents' deadline passed and some agent has not ended yet."""
+    """StopAgents' deadline has passed. Sent in any case; the lifecycle knows whether anybody is awaited."""
 
     attempt: int
 

@@ -96,9 +96,13 @@ class JobState:
     """Backoff: nothing is placed earlier."""
     agents: Mapping[int, AgentState] = field(default_factory=dict)
     """By rank; empty unless the job has a granted gang, or is ending with one."""
+    lost_node: str = ""
+    """The machine whose loss was charged last, until a training process starts: the rest of it is free."""
     down: Generation | None = None
     """Newest generation whose training process is known to have ended; its late reports change nothing."""
     ending: Ending | None = None
+    stop_deadline_us: int | None = None
+    """The agents were asked to stop (StopAgents); what has not stopped by then is ended."""
     closing: bool = False
     """CloseJob was issued; only Closed is waited for."""
 
