@@ -207,6 +207,7 @@ def _absolute(path: str, base_dir: FilePath) -> str:
 
 def _validated(document: Document) -> JobSpec:
     problems = list(document.problems)
+    spec: JobSpec | None = None
     try:
         spec = JobSpec.model_validate(document.data)
     except ValidationError as error:
@@ -218,7 +219,7 @@ def _validated(document: Document) -> JobSpec:
         if not document.has_refused(path):
             place = document.place(path)
             problems.append(problem.at(place.file, place.line))
-    if problems:
+    if spec is None or problems:
         raise JobFileError(
             sorted(problems, key=lambda problem: (problem.file != document.file, problem.line or 0))
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import yaml
 
@@ -151,7 +151,7 @@ class _Builder:
         finally:
             loader.dispose()
 
-    def _stop(self, message: str, line: int | None) -> None:
+    def _stop(self, message: str, line: int | None) -> NoReturn:
         self.document.refuse(message, line)
         raise _UnreadableError
 
