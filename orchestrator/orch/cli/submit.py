@@ -1,0 +1,188 @@
+"""`orch submit` and `orch schema`: from a job file to a job."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orch.cli import output
+from orch.cli.app import INTERRUPTED, Cluster, Output, verb
+from orch.cli.output import Format
+from orch.model.errors import WrongUse
+
+if TYPE_CHECKING:
+    from orch.api.client import Client
+    from orch.api.packing import PackPlan
+    from orch.cli.output import Progress
+    from orch.model.jobfile import LoadedJob
+
+Document = dict[str, Any]
+
+
+def register(app: typer.Typer) -> None:
+    verb(
+        app,
+        "orch submit job.yaml",
+        "orch submit job.yaml --follow",
+        "orch submit job.yaml --dry-run",
+        "orch submit job.yaml --set checkpoint.every.seconds=60 --env SEED=7 --name trial",
+        "JOB=$(orch submit job.yaml --quiet) && orch wait $JOB",
+        "generate-job | orch submit -",
+    )(submit)
+    verb(app, "orch schema > job.schema.json")(schema)
+
+
+def submit(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The job file; - reads standard input.", show_default=False)
+    ],
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show its log, and end with its exit code.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the job's id and nothing else.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show what would be submitted; start nothing.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Instead of the job file's.")
+    ] = None,
+    set_values: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as resources.gpus=1."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Add a variable; NAME alone takes its value."),
+    ] = None,
+    output_format: Output = Format.TABLE,
+    cluster: Cluster = None,
+) -> None:
+    """Submits a job, and prints its id.
+
+    Ships the workdir, and starts the server if none runs.
+
+    Exit code with --follow: 0 succeeded, 1 failed, 3 cancelled, 7 blocked. Ctrl-C leaves the job running.
+    """
+    from orch.model.jobfile import env_options, load_job
+
+    loaded = load_job(file, set_values or (), env=env_options(env or (), os.environ), name=name)
+    plan = _plan(loaded)
+    if dry_run:
+        from orch.cli.dryrun import dry_run as show
+
+        show(loaded, plan, output_format, cluster)
+        return
+    secrets = _checked(loaded, plan)
+    from orch.cli.connect import connected_or_started
+
+    with output.progress(quiet=quiet) as shown, connected_or_started(cluster, shown) as client:
+        code = _ship(client, plan, shown)
+        shown.show("submitting")
+        found = client.submit(
+            loaded.spec.model_dump(mode="json"),
+            base_dir=str(loaded.base_dir),
+            code=code,
+            secrets=secrets,
+        )
+        shown.close()
+        _announce(found, output_format, quiet=quiet, follow=follow)
+        if follow:
+            _follow(client, found["id"], quiet=quiet)
+
+
+def _plan(loaded: "LoadedJob") -> "PackPlan | None":
+    """None: nothing is shipped."""
+    if loaded.spec.ship == "never":
+        return None
+    from orch.api.packing import plan
+
+    return plan(Path(loaded.spec.workdir))
+
+
+def _checked(loaded: "LoadedJob", plan: "PackPlan | None") -> dict[str, str]:
+    """The secrets' values. What only this machine can refuse is refused here, all of it at once."""
+    from orch.model.jobfile import secret_values
+    from orch.model.problems import JobFileError, Problem
+
+    problems = list(plan.problems) if plan else []
+    secrets: dict[str, str] = {}
+    try:
+        secrets = secret_values(loaded.spec, os.environ)
+    except WrongUse as error:
+        problems.append(Problem(error.message, file=loaded.file))
+    if problems:
+        raise JobFileError(problem if problem.file else problem.at(loaded.file, None) for problem in problems)
+    return secrets
+
+
+def _ship(client: "Client", plan: "PackPlan | None", shown: "Progress") -> Document | None:
+    """Packs and uploads the workdir, unless the server has the very same already."""
+    if plan is None:
+        return None
+    from orch.api.packing import pack
+    from orch.cli.humans import count
+    from orch.model.units import describe_size
+
+    what = f"{count(len(plan.files), 'file')}, {describe_size(plan.size_bytes)}"
+    with tempfile.TemporaryDirectory(prefix="orch-") as folder:
+        archive = Path(folder) / "code.zip"
+        shown.show(f"packing {what}")
+        packed = pack(plan, archive)
+        if not client.has_code(packed.digest):
+            shown.show(f"uploading {what}")
+            client.upload_code(
+                packed.digest,
+                archive,
+                on_progress=lambda sent, size: shown.measure(f"uploading {what}", sent / max(size, 1)),
+            )
+    return {
+        "digest": packed.digest,
+        "size_bytes": packed.size_bytes,
+        "git_commit": packed.git_commit,
+        "git_dirty": packed.git_dirty,
+    }
+
+
+def _announce(job: Document, output_format: Format, *, quiet: bool, follow: bool) -> None:
+    if quiet:
+        output.write_line(job["id"])
+        return
+    unprotected = "UNPROTECTED" in (job.get("flags") or [])
+    if output_format is Format.JSON:
+        output.write_json({"version": output.VERSION, "jobs": [job]})
+    else:
+        output.write_line(f"{job['id']} submitted" + (", UNPROTECTED" if unprotected else ""))
+    if unprotected:
+        output.say(
+            f"orch: nothing keeps the state of {job['id']}: if it dies it starts over."
+            " `import orch` in the script keeps it; see docs/training-api.md"
+        )
+    if not follow and output_format is not Format.JSON:
+        output.say(f"orch: follow it with `orch logs -f {job['id']}`, see how it stands with `orch status`")
+
+
+def _follow(client: "Client", job: str, *, quiet: bool) -> None:
+    from orch.cli.following import LogFollower, LogView, exit_code, keeps_running, outcome_sentence
+
+    try:
+        found = LogFollower(client, job, LogView(), notices=not quiet).run()
+    except KeyboardInterrupt:
+        output.say(keeps_running(job))
+        raise typer.Exit(INTERRUPTED) from None
+    output.say(f"orch: {outcome_sentence(found)}")
+    raise typer.Exit(exit_code(found))
+
+
+def schema() -> None:
+    """The JSON schema of the job file, for editors.
+
+    In the first line of a job file: # yaml-language-server: $schema=job.schema.json
+    """
+    from orch.model.jobfile import job_schema
+
+    output.write_json(job_schema())

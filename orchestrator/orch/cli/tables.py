@@ -1,0 +1,287 @@
+"""Documents of the API as tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+from orch.cli.humans import ABSENT, between_s, clock, number, one_line, percent, span
+from orch.cli.output import is_terminal
+from orch.cli.story import end_of
+from orch.model.units import describe_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+Document = dict[str, Any]
+
+UNPROTECTED = (
+    "none: nothing keeps this job's state, so it starts over when it dies;"
+    " `import orch` in the script keeps it"
+)
+STATE_STYLES = {
+    "QUEUED": "cyan",
+    "STARTING": "cyan",
+    "RUNNING": "green",
+    "RECOVERING": "yellow",
+    "STOPPING": "yellow",
+    "BLOCKED": "bold red",
+    "SUCCEEDED": "bold green",
+    "FAILED": "bold red",
+    "CANCELLED": "magenta",
+}
+CHECKPOINTS_SHOWN = 5
+METRICS_SHOWN = 3
+METRIC_FIRST = "loss"
+
+
+def jobs_table(jobs: Sequence[Document]) -> Table:
+    right = {"STEP", "EPOCH", "STEPS/S", "RESTARTS", "TIME"}
+    columns = ["JOB", "STATE", "STEP", "EPOCH", "STEPS/S", "METRICS", "CHECKPOINT", "RESTARTS", "TIME"]
+    table = _table([*columns, "REASON"], right=right)
+    for job in jobs:
+        table.add_row(
+            job["id"],
+            state_text(job),
+            number(job.get("step")),
+            number(job.get("epoch")),
+            number(job.get("steps_per_s")),
+            metrics_text(job.get("metrics")),
+            checkpoint_text(job.get("last_checkpoint")),
+            number(job.get("restarts")),
+            span(between_s(job.get("submitted"), job.get("ended"))),
+            one_line(job.get("reason")),
+        )
+    return table
+
+
+def job_view(job: Document) -> Group:
+    """One job: how it stands, then its story."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [_facts(job)]
+    restarts = _restarts_table(job)
+    if restarts.row_count:
+        parts += [Text(), Text("Attempts and restarts", style="bold"), restarts]
+    if checkpoints := job.get("checkpoints"):
+        newest = sorted(checkpoints, key=lambda one: one.get("time") or "", reverse=True)
+        more = len(newest) - CHECKPOINTS_SHOWN
+        title = "Checkpoints" + (f" (the newest {CHECKPOINTS_SHOWN} of {len(newest)})" if more > 0 else "")
+        parts += [Text(), Text(title, style="bold"), _checkpoints_table(newest[:CHECKPOINTS_SHOWN])]
+    if notes := job.get("notes"):
+        parts += [Text(), Text("Notes", style="bold"), _notes_table(notes)]
+    if error := job.get("error"):
+        from orch.cli.humans import clean
+
+        parts += [Text(), Text("Error", style="bold"), Text(clean(error).rstrip())]
+    return Group(*parts)
+
+
+def state_text(job: Document) -> Text:
+    from rich.text import Text
+
+    text = Text(job["state"], style=STATE_STYLES.get(job["state"], ""))
+    for flag in job.get("flags") or []:
+        text.append(f" {flag}", style="bold yellow")
+    return text
+
+
+def metrics_text(metrics: Document | None, shown_max: int = METRICS_SHOWN) -> str:
+    names = sorted(metrics or {}, key=lambda name: name != METRIC_FIRST)
+    text = " ".join(f"{one_line(name)}={number((metrics or {})[name])}" for name in names[:shown_max])
+    return text + (" …" if len(names) > shown_max else "") if text else ABSENT
+
+
+def checkpoint_text(checkpoint: Document | None) -> str:
+    if not checkpoint:
+        return ABSENT
+    return f"step {checkpoint['step']}, {span(checkpoint.get('age_s'))} ago"
+
+
+def _facts(job: Document) -> Table:
+    grid = _grid()
+    state = state_text(job)
+    if job.get("reason"):
+        state.append(f"  {one_line(job['reason'])}")
+    took = span(between_s(job.get("submitted"), job.get("ended")))
+    times = f"{clock(job.get('submitted'))}, {took}" + ("" if job.get("ended") else " ago")
+    rows: list[tuple[str, Any]] = [
+        ("Job", job["id"]),
+        ("State", state),
+        ("Submitted", times),
+        ("Progress", _progress(job)),
+        ("Metrics", metrics_text(job.get("metrics"), shown_max=20)),
+        ("Checkpoint", checkpoint_text(job.get("last_checkpoint"))),
+        ("Goodput", _goodput(job)),
+        ("Budgets", _budgets(job)),
+        ("Usage", _usage(job.get("usage") or {})),
+        ("Code", _code(job.get("code"))),
+        ("Exit code", number(job.get("exit_code"))),
+    ]
+    if "UNPROTECTED" in (job.get("flags") or []):
+        rows.insert(2, ("Protection", UNPROTECTED))
+    for name, value in rows:
+        if value != ABSENT:
+            grid.add_row(name, value)
+    return grid
+
+
+def _progress(job: Document) -> str:
+    parts = [] if job.get("step") is None else [f"step {job['step']}"]
+    parts += [] if job.get("epoch") is None else [f"epoch {job['epoch']}"]
+    parts += [] if job.get("steps_per_s") is None else [f"{number(job['steps_per_s'])} steps/s"]
+    return ", ".join(parts) or ABSENT
+
+
+def _goodput(job: Document) -> str:
+    share = job.get("goodput")
+    if share is None:
+        return ABSENT
+    ledger = job.get("ledger") or {}
+    spent = [f"{name.removesuffix('_s')} {span(value)}" for name, value in ledger.items() if value]
+    return percent(share) + (f"  ({', '.join(spent)})" if spent else "")
+
+
+def _budgets(job: Document) -> str:
+    budgets, charges = job.get("budgets") or {}, job.get("charges") or {}
+    parts = []
+    for name in ("failures", "hangs", "preemptions"):
+        limit = budgets.get(name, budgets.get(f"max_{name}", ABSENT))
+        if name in charges or limit != ABSENT:
+            most = "unlimited" if limit is None else limit
+            parts.append(f"{name} {charges.get(name, 0)} of {most}")
+    return ", ".join(parts) or ABSENT
+
+
+def _usage(usage: Document) -> str:
+    parts = []
+    for name, value in usage.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            measured = describe_size(int(value)) if name.endswith("_bytes") else number(value)
+            parts.append(f"{name.removesuffix('_bytes')} {measured}")
+    return ", ".join(parts) or ABSENT
+
+
+def _code(code: Document | None) -> str:
+    if not code:
+        return ABSENT
+    text = str(code.get("digest", ""))[:12]
+    if code.get("git_commit"):
+        text += f", git {str(code['git_commit'])[:12]}" + (" with changes" if code.get("git_dirty") else "")
+    return text or ABSENT
+
+
+def _restarts_table(job: Document) -> Table:
+    columns = ["GENERATION", "STARTED", "TOOK", "NODE", "CAUSE", "DECISION", "RESTORED", "LOST", "RECOVERY"]
+    table = _table(columns, right={"TOOK", "LOST", "RECOVERY"})
+    for attempt in job.get("attempts") or []:
+        for restart in attempt.get("restarts") or [{}]:
+            table.add_row(
+                f"{attempt['attempt']}.{restart.get('restart', 0)}",
+                clock(restart.get("started") or attempt.get("started")),
+                span(_took_s(restart or attempt)),
+                one_line(attempt.get("node")) or ABSENT,
+                _cause(attempt, restart),
+                one_line(restart.get("decision")) or ABSENT,
+                _restored(restart),
+                ABSENT if restart.get("lost_steps") is None else f"{restart['lost_steps']} steps",
+                span(restart.get("recovery_s")),
+            )
+    return table
+
+
+def _took_s(row: Document) -> float | None:
+    return between_s(row.get("started"), row.get("ended"))
+
+
+def _cause(attempt: Document, restart: Document) -> str:
+    """Why this start was made, and how that was seen."""
+    cause = one_line(restart.get("cause") or attempt.get("reason"))
+    evidence = one_line(restart.get("evidence"))
+    end = end_of(restart.get("exit_code"), restart.get("signal"))
+    text = cause + (f" ({evidence})" if evidence and evidence not in cause else "")
+    return (f"{text}; ended: {end}" if text and end else text or (f"ended: {end}" if end else "")) or ABSENT
+
+
+def _restored(restart: Document) -> str:
+    if restart.get("restored_step") is None:
+        return ABSENT
+    return f"step {restart['restored_step']} from {restart.get('restored_from') or 'storage'}"
+
+
+def _checkpoints_table(checkpoints: Iterable[Document]) -> Table:
+    columns = ["STEP", "GENERATION", "WRITTEN", "SIZE", "TOOK", "STATE", "REASON"]
+    table = _table(columns, right={"STEP", "SIZE", "TOOK"})
+    for one in checkpoints:
+        table.add_row(
+            number(one.get("step")),
+            str(one.get("generation") or ABSENT),
+            clock(one.get("time")),
+            ABSENT if one.get("size_bytes") is None else describe_size(one["size_bytes"]),
+            span(one.get("duration_s")),
+            one_line(one.get("state")) or ABSENT,
+            one_line(one.get("reason")),
+        )
+    return table
+
+
+def _notes_table(notes: Iterable[Document]) -> Table:
+    grid = _grid()
+    for note in notes:
+        grid.add_row(clock(note.get("time")), one_line(note.get("text")))
+    return grid
+
+
+def _table(columns: Sequence[str], right: set[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    wide = not is_terminal(sys.stdout)
+    for column in columns:
+        # An id that is cut is of no use, and a reader that is no terminal gets everything on one line.
+        whole = wide or column in {"JOB", "STATE", "STEP", "GENERATION"}
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, no_wrap=whole, overflow="fold")
+    return table
+
+
+def _grid() -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def server_view(server: Document) -> Table:
+    """Addresses first, then every other plain value the server told, its nodes and its jobs."""
+    grid = _grid()
+    for key in ("url", "version", "ray_address", "store", "pid", "started"):
+        if server.get(key) is not None:
+            value = clock(server[key]) if key == "started" else one_line(str(server[key]))
+            grid.add_row(key.replace("_", " ").capitalize(), value)
+    for node in server.get("nodes") or []:
+        grid.add_row("Node", _node(node))
+    if jobs := server.get("jobs"):
+        grid.add_row("Jobs", ", ".join(f"{amount} {state}" for state, amount in sorted(jobs.items())))
+    return grid
+
+
+def _node(node: Any) -> str:
+    if not isinstance(node, dict):
+        return one_line(str(node))
+    parts = []
+    for key, value in node.items():
+        shown = (
+            describe_size(value)
+            if key.endswith("_bytes") and isinstance(value, int)
+            else one_line(str(value))
+        )
+        parts.append(shown if key in {"node", "name"} else f"{key.removesuffix('_bytes')} {shown}")
+    return ", ".join(parts)
