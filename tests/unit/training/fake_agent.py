@@ -82,11 +82,15 @@ class FakeAgent:
             text=True,
             timeout=PROCESS_LIMIT_S,
         )
-        for thread in self._threads:
-            thread.join(PROCESS_LIMIT_S)
+        self.wait_idle()
         if check:
             assert done.returncode == 0, done.stderr
         return done
+
+    def wait_idle(self) -> None:
+        """Until everything that the last training process said has been taken in."""
+        assert self._active.acquire(timeout=PROCESS_LIMIT_S)
+        self._active.release()
 
     def say(self, *, save_at: int = 0, stop: bool = False) -> None:
         self._word = {"save_at": save_at, "stop": stop}

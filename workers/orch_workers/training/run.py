@@ -12,6 +12,7 @@ from .errors import MismatchError, TrainingError
 from .loader import why_inexact
 from .metrics import Metrics
 from .position import Position
+from .protocol import EXIT_LEFT
 from .snapshot import Adapters, Stored, plan, write
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Run:
         self._handled_word = 0
         self._wanted = False
         self._told_to_stop = False
+        self._exit_left = EXIT_LEFT
         self._first_epoch = True
         self._state = "open"
         self._owner = os.getpid()
@@ -85,6 +87,8 @@ class Run:
         over.
         """
         self._check_open()
+        if self.restored_step is not None and self._position.epoch >= count:
+            self._say(f"nothing is left to do: all {count} epochs were over at step {self.restored_step}")
         while self._position.epoch < count:
             epoch = self._position.epoch
             self._enter_epoch()
@@ -311,9 +315,10 @@ class Run:
     def was_asked_to_stop(self) -> bool:
         return self._told_to_stop
 
-    def ask_to_stop(self) -> None:
-        """From a signal handler: the next `step` saves and leaves."""
+    def ask_to_stop(self, status: int) -> None:
+        """From a signal handler: the next `step` saves and leaves with this exit status."""
         self._told_to_stop = True
+        self._exit_left = status
 
     def _leave(self) -> None:
         if not self._save("stop", wait=True):
@@ -322,7 +327,7 @@ class Run:
         self._state = "left"
         self._sink.interrupted(self.step_count, self._saved_step or 0)
         self._sink.close()
-        raise SystemExit(self._sink.exit_left)
+        raise SystemExit(self._exit_left)
 
     def give_up(self) -> None:
         """The script ends with an error: nothing is saved, nothing is called finished."""

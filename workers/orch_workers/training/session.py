@@ -16,7 +16,7 @@ from .batches import MODES
 from .errors import MismatchError, TrainingError
 from .loader import is_torch_loader
 from .objects import StateHandler, make_handler
-from .protocol import ENV_SOCKET
+from .protocol import ENV_SOCKET, EXIT_LEFT
 from .pytorch import torch_module
 from .run import Run
 from .snapshot import Adapters, Stored, plan
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 DATA_ARGUMENT = "data"
 """This argument, and any torch DataLoader, is where data comes from: no state of its own."""
+
+
+SIGNALLED = 128
+"""Exit status of a program that a signal ended, as shells count: this plus the signal's number."""
 
 
 class Options:
@@ -58,17 +62,25 @@ _runs: list[Run] = []
 
 
 def open_run(objects: dict[str, Any], options: Options) -> Run:
-    """Raises TrainingError and its kinds (errors.py), each with a sentence for the person who runs the
-    script.
+    """`begin`, and the run ends with the interpreter. Raises TrainingError and its kinds (errors.py), each
+    with a sentence for the person who runs the script.
     """
     if _runs and _runs[-1].is_open_here:
         raise TrainingError("orch.training() was called twice in one process: give all objects to one call")
+    run = begin(objects, options)
+    _runs[:] = [run]
+    _Ending(run)
+    _listen_to_signals(run)
+    return run
+
+
+def begin(objects: dict[str, Any], options: Options) -> Run:
+    """A run, restored; the interpreter's hooks and signals are left alone."""
     adapters = Adapters()
     values: dict[str, Any] = {}
     handlers = _handlers(objects, adapters, values)
     sink = _sink(options, adapters)
     run = Run(sink, handlers, values, adapters, skip=options.skip, seed=_seed(options), say=say)
-    _runs[:] = [run]
     try:
         _restore(run, sink, adapters)
         for value in objects.values():
@@ -77,7 +89,6 @@ def open_run(objects: dict[str, Any], options: Options) -> Run:
     except BaseException:
         run.give_up()
         raise
-    _watch(run)
     return run
 
 
@@ -102,7 +113,7 @@ def _sink(options: Options, adapters: Adapters) -> Sink:
         return AgentSink(socket_path, adapters.frameworks(), restore=options.restore)
     from .local import local_sink
 
-    return local_sink(say)
+    return local_sink(options.local_folder, options.local_every_s, restore=options.restore, say=say)
 
 
 def _seed(options: Options) -> int:
@@ -121,7 +132,7 @@ def _restore(run: Run, sink: Sink, adapters: Adapters) -> None:
     started = time.monotonic()
     stored = Stored(point.path, adapters.codecs())
     try:
-        run.load(stored, f"{point.generation}/{stored.step}")
+        run.load(stored, f"of step {stored.step} (generation {point.generation})")
     except MismatchError as error:
         sink.mismatch(str(error))
         raise
@@ -168,8 +179,7 @@ class _Ending:
             self._run.finish()
 
 
-def _watch(run: Run) -> None:
-    _Ending(run)
+def _listen_to_signals(run: Run) -> None:
     if threading.current_thread() is not threading.main_thread():
         return  # signal handlers can only be set by the main thread
     _stop_on(signal.SIGTERM, signal.SIG_DFL, run)
@@ -190,7 +200,7 @@ def _stop_on(number: signal.Signals, default: Any, run: Run) -> None:
             signal.signal(received, default)
             os.kill(os.getpid(), received)
             return
-        run.ask_to_stop()
+        run.ask_to_stop(EXIT_LEFT if os.environ.get(ENV_SOCKET) else SIGNALLED + received)
         say(f"{number.name}: leaving after the step that is under way; once more to leave at once")
 
     signal.signal(number, handle)

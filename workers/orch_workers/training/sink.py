@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .protocol import EXIT_LEFT
-
 if TYPE_CHECKING:
     from .page import Word
     from .slots import Slot
@@ -42,8 +40,6 @@ class Sink:
     generation: tuple[int, int] = (0, 0)
     rules: Rules = Rules()
     restore: RestorePoint | None = None
-    exit_left: int = EXIT_LEFT
-    """Exit status of a process that leaves because it was told to."""
 
     def progress(self, step: int, epoch: int) -> Word:
         """A step is complete. Called at each one, so it costs no system call."""

@@ -39,6 +39,8 @@ from .errors import UnsupportedStateError
 TAG = "~"
 DEPTH_MAX = 100
 BYTES_INLINE_MAX = 256
+NAME_CHARACTERS_MAX = 2_000
+"""Longer names of entries are cut (and told apart by a number)."""
 _INT_PLAIN_MAX = 1 << 53
 _FACTORIES = {t.__name__: t for t in (int, float, str, list, dict, set, tuple, bool, bytes)}
 
@@ -168,6 +170,7 @@ class Encoder:
     def _entry(self, path: str, leaf: Leaf) -> str:
         if leaf.identity is not None and leaf.identity in self._by_identity:
             return self._by_identity[leaf.identity]
+        path = path[:NAME_CHARACTERS_MAX]
         name, number = path, 1
         while name in self._names:  # keys with dots in them can make two paths read the same
             number += 1

@@ -1,0 +1,21 @@
+"""Runs in the test's own process, against an agent with a real socket; no hooks, no signals."""
+
+from __future__ import annotations
+
+from orch_workers.training import protocol, session
+
+
+def begin(agent, monkeypatch, **objects):
+    """What `orch.training(**objects)` does, without watching for the interpreter's end."""
+    agent.wait_idle()
+    monkeypatch.setenv(protocol.ENV_SOCKET, agent.socket_path)
+    known = {"skip": "replay", "restore": True, "seed": None, "local_folder": None, "local_every_s": 600.0}
+    options = {name: objects.pop(name, default) for name, default in known.items()}
+    return session.begin(objects, session.Options(**options))
+
+
+def saved(run):
+    """Counts a step, saves it and ends the process's part of the run."""
+    run.step()
+    run.save()
+    run.give_up()
