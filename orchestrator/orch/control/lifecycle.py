@@ -83,9 +83,9 @@ TRANSITIONS: Mapping[tuple[State, type[Event]], Transition] = _table(
     ((_STOP,),      ev.GangLost,                       placing.gang_lost_stopping,   None),
 
     (_LIVE,         ev.AgentUp,                        running.agent_up,             None),
-    (PLACED,        ev.AgentLost,                      running.agent_lost,           (_V, _Q, _STOP)),
+    (PLACED,        ev.AgentLost,                      running.agent_lost,           PLACED | {_Q, _STOP}),
     ((_STOP,),      ev.AgentLost,                      running.agent_lost_stopping,  None),
-    (PLACED,        ev.WorkerEnded,                    running.worker_ended,         (_S, _R, _V, _Q, _STOP)),
+    (PLACED,        ev.WorkerEnded,                    running.worker_ended,         PLACED | {_Q, _STOP}),
     ((_STOP,),      ev.WorkerEnded,                    running.worker_ended_stopping, None),
 
     ((_S, _R),      ev.ProcessStarted,                 running.process_started,      (_S, _R)),
@@ -122,7 +122,7 @@ TRANSITIONS: Mapping[tuple[State, type[Event]], Transition] = _table(
     (PLACED,        ev.ResumeRequested,                _note,                        None),
 
     (_OVER | {_Q},  ev.Adopted,                        placing.adopted_waiting,      None),
-    (PLACED,        ev.Adopted,                        running.adopted,              (_S, _R, _V, _Q, _STOP)),
+    (PLACED,        ev.Adopted,                        running.adopted,              PLACED | {_Q, _STOP}),
     ((_STOP,),      ev.Adopted,                        placing.adopted_stopping,     None),
 )
 # fmt: on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orch.model import events as ev
-from orch.model.states import ENDED, PLACED, JobState, State
+from orch.model.states import ENDED, PLACED, AgentStatus, JobState, State
 
 _OF_AGENT = ev.AgentUp | ev.AgentLost | ev.WorkerEnded
 _OF_PROCESS = (
@@ -35,7 +35,9 @@ def _agent(job: JobState, event: ev.AgentUp | ev.AgentLost | ev.WorkerEnded) -> 
         return f"the job has no agent of rank {event.rank}"
     if agent.placed != event.attempt:
         return f"the agent of rank {event.rank} is of attempt {agent.placed}"
-    if not agent.alive:
+    # An agent that has ended its worker is still needed: to begin again, should the gang have to.
+    needed = agent.alive or (isinstance(event, ev.AgentLost) and agent.status is AgentStatus.ENDED)
+    if not needed:
         return f"the agent of rank {event.rank} has {agent.status} already"
     return None
 

@@ -123,19 +123,19 @@ def adopted_stopping(job: JobState, event: Adopted, now_us: int) -> Step:
 
 def missing(job: JobState, event: Adopted) -> tuple[int, ...]:
     """Ranks whose agent had answered and is not there any more."""
-    return _not_found(job, event, AgentStatus.UP)
+    return _not_found(job, event, {AgentStatus.UP, AgentStatus.ENDED})
 
 
 def never_seen(job: JobState, event: Adopted) -> tuple[int, ...]:
     """Ranks whose agent was asked for, has not answered yet and is not there."""
-    return _not_found(job, event, AgentStatus.STARTING)
+    return _not_found(job, event, {AgentStatus.STARTING})
 
 
-def _not_found(job: JobState, event: Adopted, status: AgentStatus) -> tuple[int, ...]:
+def _not_found(job: JobState, event: Adopted, status: set[AgentStatus]) -> tuple[int, ...]:
     return tuple(
         rank
         for rank, agent in sorted(job.agents.items())
-        if agent.status is status and event.found.get(rank) != agent.placed
+        if agent.status in status and event.found.get(rank) != agent.placed
     )
 
 

@@ -157,7 +157,7 @@ def _at_generation(job: JobState, generation: Generation) -> JobState:
 def worker_ended(job: JobState, event: WorkerEnded, now_us: int) -> Step:
     job = with_agent(reached(job, event.step), event.rank, status=AgentStatus.ENDED, outcome=event.outcome)
     if event.outcome == "succeeded":
-        return _succeeded(job) or Step(job, (), f"rank {event.rank} is done, the others are not")
+        return _succeeded(job) or Step(job, (), f"rank {event.rank} is done; the leader says when the job is")
     if event.outcome in {"left", "stopped"}:
         return _leave(job, now_us, event.reason)
     return closing(
@@ -185,7 +185,8 @@ def worker_ended_stopping(job: JobState, event: WorkerEnded, _now_us: int) -> St
 
 
 def _succeeded(job: JobState) -> Step | None:
-    if any(agent.outcome != "succeeded" for agent in job.agents.values()):
+    """The leader speaks for the gang: it reports success once every rank's process has ended with success."""
+    if job.agents[0].outcome != "succeeded":
         return None
     return closing(job, Ending(state=State.SUCCEEDED, reason="its command ended with success", exit_code=0))
 
@@ -248,7 +249,11 @@ def lose(job: JobState, ranks: tuple[int, ...], failure: Failure, now_us: int) -
 
 
 def _replace_agents(job: JobState, ranks: tuple[int, ...], reason: str) -> Step:
-    survivors = tuple(rank for rank in alive(job) if rank not in ranks)
+    """A rank that was done already begins again with the others: it goes on from where they do."""
+    survivors = tuple(rank for rank in sorted(job.agents) if rank not in ranks)
+    for rank in survivors:
+        if job.agents[rank].status is AgentStatus.ENDED:
+            job = with_agent(job, rank, status=AgentStatus.UP, outcome=None)
     attempt = job.attempt + 1
     state = State.STARTING if job.state is State.STARTING else State.RECOVERING
     job = replace(job, state=state, reason=reason, attempt=attempt, restart=0, restored_step=None, down=None)

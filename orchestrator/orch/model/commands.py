@@ -48,7 +48,10 @@ class StartAgents:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RaiseAttempt:
-    """Tell the surviving agents of `ranks` that they belong to `attempt` now; they wait for the replaced."""
+    """Tell the surviving agents of `ranks` that they belong to `attempt` now; they wait for the replaced.
+
+    One whose training process had ended with success already begins again with the others.
+    """
 
     attempt: int
     ranks: tuple[int, ...]

@@ -98,7 +98,10 @@ class AgentLost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerEnded:
-    """The worker of `rank` ended for good, with one of OUTCOMES. The agent lives on until it is closed."""
+    """The worker of `rank` ended, with one of OUTCOMES; the agent lives on until it is closed.
+
+    ``succeeded`` of rank 0 speaks for the gang: every rank's process has ended with success.
+    """
 
     attempt: int
     rank: int
