@@ -22,10 +22,14 @@ ONE_SEED = os.environ.get("ORCH_SIMULATION_SEED")
 TEETH_SEEDS = 150
 
 
+def run_all(seeds):
+    for seed in seeds:
+        World(seed).run()
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_what_must_hold_holds_in_every_schedule(batch):
-    for seed in [int(ONE_SEED)] if ONE_SEED else range(batch, SEEDS, BATCHES):
-        World(seed).run()
+    run_all([int(ONE_SEED)] if ONE_SEED else range(batch, SEEDS, BATCHES))
 
 
 def test_a_seed_gives_the_same_schedule_every_time():
@@ -85,5 +89,4 @@ def test_the_simulation_finds_a_lifecycle_with(mistake, monkeypatch):
     """A simulation that never fails proves nothing: each of these mistakes must be found."""
     mistake(monkeypatch)
     with pytest.raises(AssertionError, match="seed "):
-        for seed in range(TEETH_SEEDS):
-            World(seed).run()
+        run_all(range(TEETH_SEEDS))
