@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WRITEV_BUFFERS_MAX = 512
 """Buffers per system call (IOV_MAX is 1024)."""
-FOLDER_TRIES_MAX = 5
+FOLDER_TRIES_MAX = 50
 """A folder may be pruned by a deletion between its making and its use; so often it is made again."""
 
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -49,7 +49,7 @@ class LocalStorage(Storage):
             raise AlreadyExists(f"{target} exists already")
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
         try:
-            descriptor = self._open_in_folder(temporary)
+            descriptor, made = self._open_in_folder(temporary)
             try:
                 try:
                     _write_all(descriptor, buffers)
@@ -60,15 +60,19 @@ class LocalStorage(Storage):
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()
-            _sync_folder(target.parent)
+            self._sync_folders(target.parent, made)
+        except FileNotFoundError as error:
+            raise StorageUnavailable(f"cannot write {target}: its folder was removed meanwhile") from error
         except OSError as error:
             raise _translated(error, f"cannot write {target}") from error
 
-    def _open_in_folder(self, temporary: Path) -> int:
+    def _open_in_folder(self, temporary: Path) -> tuple[int, set[Path]]:
+        """The new file, which keeps its folder from being pruned, and the folders that were made for it."""
+        made: set[Path] = set()
         for attempt in range(FOLDER_TRIES_MAX):
-            self._make_folder(temporary.parent)
+            made |= _make_folder(temporary.parent)
             try:
-                return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+                return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666), made
             except FileNotFoundError:
                 if attempt == FOLDER_TRIES_MAX - 1:
                     raise
@@ -90,16 +94,13 @@ class LocalStorage(Storage):
                 ) from error
             temporary.replace(target)
 
-    def _make_folder(self, folder: Path) -> None:
-        missing = []
-        while not folder.exists():
-            missing.append(folder)
+    def _sync_folders(self, folder: Path, made: set[Path]) -> None:
+        """Makes the way to an object durable. All of it: who made a folder may not have synced it yet."""
+        while True:
+            _sync_folder(folder)
+            if folder.parent == folder or not (folder in made or self.root in folder.parents):
+                return
             folder = folder.parent
-        for new in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                new.mkdir()
-            with contextlib.suppress(FileNotFoundError):
-                _sync_folder(new.parent)
 
     def _settle(self, path: str) -> None:
         # It was there already with our content: an earlier try may have died between link and sync.
@@ -110,7 +111,7 @@ class LocalStorage(Storage):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _sync_folder(target.parent)
+            self._sync_folders(target.parent, set())
         except OSError as error:
             raise _translated(error, f"cannot sync {target}") from error
 
@@ -158,8 +159,10 @@ class LocalStorage(Storage):
     def delete(self, path: str) -> None:
         target = self._file(path)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                target.unlink()
+            target.unlink()
+            _sync_folder(target.parent)  # in order: a manifest must not come back when its shards are gone
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise _translated(error, f"cannot delete {target}") from error
         folder = target.parent
@@ -215,6 +218,22 @@ def _files(top: Path) -> list[tuple[Path, os.stat_result]]:
                 with contextlib.suppress(FileNotFoundError):
                     found.append((Path(entry.path), entry.stat()))
     return found
+
+
+def _make_folder(folder: Path) -> set[Path]:
+    """Makes a folder and those above it. Returns the new ones."""
+    missing: list[Path] = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        try:
+            new.mkdir()
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            break  # pruned meanwhile: the caller tries again
+    return set(missing)
 
 
 def _write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:

@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orch_workers.checkpoint.errors import Damaged, NotFound, NothingRestorable, Rejected, StorageError
+from orch_workers.checkpoint.errors import (
+    Damaged,
+    NotFound,
+    NothingRestorable,
+    Rejected,
+    StorageError,
+    StorageUnavailable,
+)
 from orch_workers.checkpoint.format import (
     DIGEST_CHUNK_BYTES,
     RankManifest,
@@ -229,12 +236,18 @@ def _steps(size_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _read_exactly(catalog: Catalog, path: str, start: int, view: memoryview) -> None:
+    away: StorageUnavailable | None = None
     for _ in range(READ_TRIES_MAX):
         try:
             if catalog.storage.read_into(path, start, view) == len(view):
                 return
+            away = None
         except NotFound as error:
             raise Damaged(f"{path} is missing") from error
+        except StorageUnavailable as error:
+            away = error  # one answer cut short is no reason to read the whole checkpoint again
+    if away is not None:
+        raise away
     raise Damaged(f"{path} ends before byte {start + len(view)}")
 
 

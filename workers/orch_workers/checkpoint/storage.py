@@ -32,11 +32,16 @@ COMPARE_BYTES = 8 << 20
 """Read at a time when an object is compared with what should be in it."""
 UPLOAD_PART_BYTES = 16 << 20
 UPLOAD_PARTS_AT_ONCE = 16
+LOOK_FIRST_BYTES = 1 << 20
+"""From this size on it is cheaper to look before an upload that would be refused at its end."""
 CONNECTIONS_MAX = 32
 CONNECT_LIMIT_S = 10
 READ_LIMIT_S = 60
-RETRIES_MAX = 3
-"""Tries of one request by the client itself; whoever commits retries above that, for as long as it wants."""
+TRIES_OF_REQUEST_MAX = 3
+TRIES_OF_CLIENT_MAX = 2
+"""botocore tries a request so often, and s3fs botocore; short, because whoever commits tries again above
+that, for as long as it wants.
+"""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -167,14 +172,14 @@ class Storage(ABC):
 
 
 def checked_path(path: str) -> str:
-    """`path`, or ValueError when it could leave its folder or is none of ours."""
+    """`path` without a trailing slash; StorageRefused when it could leave its folder."""
     parts = path.rstrip("/").split("/")
     bad = len(path) > PATH_CHARACTERS_MAX or any(
         part in {"", ".", ".."} or part.startswith(TEMPORARY_PREFIX) or "\\" in part or not part.isprintable()
         for part in parts
     )
     if bad:
-        raise ValueError(f"{path!r} is no object's path")
+        raise StorageRefused(f"{path!r} is no object's path")
     return "/".join(parts)
 
 
@@ -191,6 +196,8 @@ class FsspecStorage(Storage):
         return f"{self._root}/{checked_path(path)}" if path else self._root
 
     def _create(self, path: str, buffers: Sequence[memoryview]) -> None:
+        if sum(map(len, buffers)) >= LOOK_FIRST_BYTES and self.exists(path):
+            raise AlreadyExists(f"{self.url}/{path} exists already")
         body = b"".join(buffers)  # s3fs takes no memoryview
         try:
             self._pipe(self._full(path), body)
@@ -322,7 +329,7 @@ def _open_s3(url: str, options: dict[str, Any], env: Mapping[str, str], *, unfen
         "connect_timeout": CONNECT_LIMIT_S,
         "read_timeout": READ_LIMIT_S,
         "max_pool_connections": CONNECTIONS_MAX,
-        "retries": {"mode": "standard", "total_max_attempts": RETRIES_MAX},
+        "retries": {"mode": "standard", "total_max_attempts": TRIES_OF_REQUEST_MAX},
         # Checksums of the client cost most of an upload's time (FIELD.md); the manifest has our own.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
@@ -337,6 +344,7 @@ def _open_s3(url: str, options: dict[str, Any], env: Mapping[str, str], *, unfen
         use_listings_cache=False,
         skip_instance_cache=True,
     )
+    filesystem.retries = TRIES_OF_CLIENT_MAX
     root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
     return S3Storage(f"s3://{root}", filesystem, root, unfenced=unfenced)
 
