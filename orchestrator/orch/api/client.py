@@ -19,6 +19,7 @@ import urllib3
 
 from orch.api.transport import RETRY_PAUSE_S, Transport
 from orch.model import errors
+from orch.model.ids import valid_job_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -335,6 +336,6 @@ class _Counted:
 
 def _name(job: str) -> str:
     """A job's id as part of a path; it comes from a command line and may be anything."""
-    if not job or job in {".", ".."}:
-        raise errors.NoSuchJob(f"there is no job {job!r}; `orch status` lists the jobs of this server")
-    return quote(job, safe="")
+    if not valid_job_id(job):
+        raise errors.NoSuchJob(f"there is no job {job[:80]!r}; `orch status` lists the jobs of this server")
+    return job

@@ -35,10 +35,11 @@ class ApiServer:
     ) -> None:
         """Port 0: any that is free. NoServer if the port is taken."""
         self._service = service
+        app = create_app(service, token, hosts)
         self._socket = _listen(host, port)
         self._host, self._port = host, self._socket.getsockname()[1]
         config = uvicorn.Config(
-            create_app(service, token, hosts),
+            app,
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
