@@ -1,0 +1,70 @@
+"""What the whole test session shares: one seed, one orch server, one S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.leftovers import assert_nothing_left
+from support.seaweed import SeaweedFS
+from support.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEED = int(os.environ.get("ORCH_TEST_SEED") or secrets.randbelow(2**31))
+"""Another one in every session; ORCH_TEST_SEED repeats one."""
+
+
+def pytest_report_header() -> str:
+    return f"ORCH_TEST_SEED={SEED}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"repeat with ORCH_TEST_SEED={SEED}")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The session's seed mixed with the test's name: stays the same when other tests come and go."""
+    return random.Random(f"{SEED} {request.node.nodeid}").getrandbits(31)
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A real server in a home of its own, started once. Jobs of all tests share it: use their ids alone."""
+    # Not tmp_path: the home is closed to others, and a short path keeps Ray's sockets in it.
+    home = Path(tempfile.mkdtemp(prefix="orch-"))
+    shared = Server(home)
+    try:
+        shared.start()
+        yield shared
+        jobs = json.loads(shared.cli("status", "-o", "json").stdout)["jobs"]
+        for job in jobs:  # of tests that failed
+            if job["ended"] is None:
+                shared.cli("cancel", "--now", job["id"])
+    finally:
+        shared.stop()
+    assert_nothing_left(home, [job["id"] for job in jobs])
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[SeaweedFS]:
+    """A real S3 server on loopback, started once; give every test its own prefix: `seaweed.url("name")`."""
+    with tempfile.TemporaryDirectory(prefix="orch-s3-") as folder, SeaweedFS(Path(folder)) as s3:
+        yield s3
