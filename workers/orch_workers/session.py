@@ -62,6 +62,7 @@ class Handlers(Protocol):
 
     def on_hello(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fields of `welcome`: generation, rules, restore. May block; may raise SessionRefusedError."""
+        ...
 
     def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
         """Index and path of a free slot, or None: busy.
@@ -175,26 +176,27 @@ class SessionServer:
     def _greet(self, connection: socket.socket, hello: dict[str, Any]) -> bool:
         """Answers the first message; True when this connection is the session's from now on."""
         try:
-            refusal = self._claim(hello)
-            if refusal is None:
-                welcome = dict(self._handlers.on_hello(hello))
+            self._claim(hello)
+            welcome = dict(self._handlers.on_hello(hello))
         except (SessionRefusedError, ProtocolError) as error:
             refusal = str(error)
         except Exception as error:
             _log.exception("hello could not be answered")
             refusal = f"the agent could not prepare the start: {type(error).__name__}: {error}"
-        if refusal is not None:
-            _send(connection, {"type": "refused", "message": refusal})
-            return False
-        _send(connection, {"type": "welcome", "protocol": PROTOCOL_VERSION, "page": self._page, **welcome})
-        return True
+        else:
+            _send(
+                connection, {"type": "welcome", "protocol": PROTOCOL_VERSION, "page": self._page, **welcome}
+            )
+            return True
+        _send(connection, {"type": "refused", "message": refusal})
+        return False
 
-    def _claim(self, hello: dict[str, Any]) -> str | None:
-        """Makes the sender the owner of the session, or says why not."""
+    def _claim(self, hello: dict[str, Any]) -> None:
+        """Makes the sender the owner of the session; SessionRefusedError says why not."""
         if hello.get("type") != "hello":
-            return f"the first message must be hello, not {hello.get('type')!r}"
+            raise SessionRefusedError(f"the first message must be hello, not {hello.get('type')!r}")
         if hello.get("protocol") != PROTOCOL_VERSION:
-            return (
+            raise SessionRefusedError(
                 f"the training side speaks protocol {hello.get('protocol')}, the agent {PROTOCOL_VERSION}: "
                 "two versions of orch meet here; leave the one that orch puts on PYTHONPATH in its place"
             )
@@ -202,9 +204,9 @@ class SessionServer:
         with self._lock:
             if self._owner is None:
                 self._owner = hello["pid"]
-                return None
+                return
             owner = self._owner
-        return (
+        raise SessionRefusedError(
             f"process {owner} of this worker has called orch.training already, and process {hello['pid']} "
             "calls it again: one process keeps a worker's state, once. Call it in the main process only "
             '(below `if __name__ == "__main__":`); several ranks are several workers (resources.workers)'
