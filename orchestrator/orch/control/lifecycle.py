@@ -197,7 +197,8 @@ def _told(before: JobState, after: JobState, event: Event, now_us: int, decision
     """`after` with its times and its story; both are kept here alone, so no rule can forget them."""
     now_us = max(now_us, before.seen_us)
     spent = dict(before.spent_us)
-    spent[before.state] = spent.get(before.state, 0) + now_us - before.seen_us
+    if now_us > before.seen_us:
+        spent[before.state.value] = spent.get(before.state.value, 0) + now_us - before.seen_us
     entry = StoryEntry(
         t_us=now_us, event=_text(event), before=before.state, after=after.state, decision=decision
     )
