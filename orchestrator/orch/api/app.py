@@ -97,7 +97,12 @@ def _jobs_routes(service: ControlService) -> APIRouter:
     @routes.get("/jobs/{job}/wait")
     async def wait(job: str, wait_s: _WaitS = 0) -> JSONResponse:
         _known(job)
-        ended = await wait_for(service, job, lambda: (service.ended(job),) * 2, wait_s=wait_s)
+
+        def look() -> tuple[bool, bool]:
+            ended = service.ended(job)
+            return ended, ended
+
+        ended = await wait_for(service, job, look, wait_s=wait_s)
         return _jobs(service.job(job), ended=ended)
 
     return routes
@@ -135,7 +140,7 @@ def _stream_routes(service: ControlService) -> APIRouter:
         wait_s: _WaitS = 0,
         timestamps: bool = False,
     ) -> Response:
-        query = LogQuery(rank=rank, attempt=attempt, offset=offset, tail_lines=tail)
+        query = LogQuery(rank=rank, attempt=attempt, offset=offset, tail_lines=tail, times=timestamps)
         return await log_answer(service, _known(job), query, wait_s=wait_s, timestamps=timestamps)
 
     @routes.get("/jobs/{job}/outputs")

@@ -1,6 +1,5 @@
 """Reads the log files below `<home>/jobs`: piece by piece, attempt after attempt, and from the end."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,6 +7,8 @@ from orch.control.home import Home
 from orch.control.service import LOG_CHUNK_BYTES, LogChunk, LogQuery
 from orch.model.errors import WrongUse
 from orch.model.ids import valid_job_id
+from orch_workers.logs import read_times
+from orch_workers.redaction import Redactor
 
 TAIL_BYTES_MAX = 64 << 20
 """`--tail` looks back no further than this."""
@@ -15,8 +16,16 @@ TAIL_BLOCK_BYTES = 64 << 10
 _ATTEMPT = re.compile(r"attempt-(\d{6,9})")
 
 
-def read_logs(home: Home, job: str, query: LogQuery, *, newest_attempt: int, ended: bool) -> LogChunk:
-    """The piece of a log that `query` asks for.
+def read_logs(
+    home: Home,
+    job: str,
+    query: LogQuery,
+    *,
+    newest_attempt: int,
+    ended: bool,
+    redactor: Redactor | None = None,
+) -> LogChunk:
+    """The piece of a log that `query` asks for, without the secrets that `redactor` knows.
 
     `newest_attempt` and `ended` are the job's, read before this call: what the log holds now is then at least
     what it held when the job ended. WrongUse for an attempt the job never had.
@@ -36,15 +45,24 @@ def read_logs(home: Home, job: str, query: LogQuery, *, newest_attempt: int, end
         over = ended or later is not None
         return LogChunk(data=b"", attempt=attempt, offset=0, ended=over, next_attempt=later)
     path = home.log_path(job, attempt, query.rank)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        offset = query.offset if query.tail_lines is None else _tail_offset(path, size, query.tail_lines)
-        file.seek(offset)
-        data = file.read(min(query.limit_bytes, LOG_CHUNK_BYTES))
     # A rank writes into the folder of the attempt that placed its agent: an older one is over once there is a
     # newer, and no sooner.
-    over = (ended or later is not None) and offset + len(data) >= size
-    return LogChunk(data=data, attempt=attempt, offset=offset, ended=over, next_attempt=later)
+    over = ended or later is not None
+    redactor = redactor or Redactor()
+    size = path.stat().st_size
+    offset = query.offset if query.tail_lines is None else _tail_offset(path, size, query.tail_lines)
+    end = min(
+        offset + min(query.limit_bytes, LOG_CHUNK_BYTES), size if over else _settled(path, size, redactor)
+    )
+    data = redactor.read(path, offset, end) if end > offset else b""
+    return LogChunk(
+        data=data,
+        attempt=attempt,
+        offset=offset,
+        ended=over and offset + len(data) >= size,
+        next_attempt=later,
+        times=read_times(path, offset, end) if query.times and data else (),
+    )
 
 
 def _attempts(home: Home, job: str, rank: int) -> list[int]:
@@ -56,6 +74,18 @@ def _attempts(home: Home, job: str, rank: int) -> list[int]:
         return []
     numbers = sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
     return [number for number in numbers if home.log_path(job, number, rank).is_file()]
+
+
+def _settled(path: Path, size: int, redactor: Redactor) -> int:
+    """Up to where a growing log can be shown: behind that a secret may have been written by half."""
+    margin = max(0, redactor.longest_bytes - 1)
+    if margin == 0 or size == 0:
+        return size
+    start = max(0, size - margin)
+    with path.open("rb") as file:
+        file.seek(start)
+        end = file.read(size - start)
+    return start + end.rfind(b"\n") + 1  # no secret that is looked for goes over a line's end
 
 
 def _tail_offset(path: Path, size: int, lines: int) -> int:

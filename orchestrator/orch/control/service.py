@@ -65,6 +65,8 @@ class LogQuery:
     limit_bytes: int = LOG_CHUNK_BYTES
     tail_lines: int | None = None
     """Begin so many lines before the end instead of at `offset`."""
+    times: bool = False
+    """Also say when what was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

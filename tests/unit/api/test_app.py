@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import urllib3
 from orch.api.gate import BODY_BYTES_MAX
 from orch.api.serve import ApiServer
 from orch.control.home import Home
+from orch.control.views import format_time
 from orch.model.errors import NoServer
 from orch.model.states import State
 from support.fake_control import FakeControlService
@@ -439,8 +441,16 @@ def test_logs_are_waited_for(api: Api, control: FakeControlService) -> None:
 def test_logs_with_times_come_in_whole_lines(api: Api, control: FakeControlService) -> None:
     job = submit(api)
     control.write_log(job, b"one\r\n\ntwo\nhal")
+    seen_us = 1_700_000_000_000_000
+    times = control.home.log_path(job, 1, 0).with_suffix(".log.times")
+    times.write_bytes(struct.pack("<QQ", 6, seen_us))
     answer = api("GET", f"/jobs/{job}/logs?timestamps=1&wait_s=0.01")
     assert [json.loads(line)["text"] for line in answer.data.splitlines()] == ["one", "", "two"]
+    assert [json.loads(line)["time"] for line in answer.data.splitlines()] == [
+        None,
+        None,
+        format_time(seen_us),
+    ]
     assert answer.headers["X-Next-Offset"] == "10"
     rest = api("GET", f"/jobs/{job}/logs?timestamps=1&offset=10")
     assert [json.loads(line)["text"] for line in rest.data.splitlines()] == ["hal"]

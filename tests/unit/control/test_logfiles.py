@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from orch.control.home import Home
 from orch.control.logfiles import _tail_offset, read_logs
 from orch.control.service import LogChunk, LogQuery
 from orch.model.errors import WrongUse
+from orch_workers.redaction import Redactor
 
 
 @pytest.fixture
@@ -99,3 +101,42 @@ def test_tail_of_a_long_log(home: Home) -> None:
     chunk = read(home, tail_lines=20_000)
     assert chunk.data.startswith(b"line 30000\n")
     assert chunk.data.endswith(b"line 49999\n")
+
+
+def test_when_what_was_seen(home: Home) -> None:
+    write(home, b"one\ntwo\nthree\n")
+    path = home.log_path("a-1", 1, 0)
+    path.with_name(path.name + ".times").write_bytes(struct.pack("<QQQQ", 0, 100, 8, 200))
+    assert read(home, times=True).times == [(0, 100), (8, 200)]
+    assert read(home, times=True, offset=4).times == [(0, 100), (8, 200)]
+    assert read(home, times=True, offset=9).times == [(8, 200)]
+    assert read(home).times == ()
+
+
+def test_secrets_are_blotted_out_wherever_a_piece_ends(home: Home) -> None:
+    secret = b"hunter22"
+    data = b"key=hunter22\nhunter22hunter22 and hunter2\n"
+    write(home, data)
+    redactor = Redactor([secret.decode()])
+    expected = data.replace(secret, b"*" * 8)
+    for limit in range(1, len(data) + 1):
+        read_so_far = b""
+        while len(read_so_far) < len(data):
+            query = LogQuery(offset=len(read_so_far), limit_bytes=limit)
+            chunk = read_logs(home, "a-1", query, newest_attempt=1, ended=True, redactor=redactor)
+            read_so_far += chunk.data
+        assert read_so_far == expected
+
+
+def test_half_a_secret_is_not_shown_while_the_rest_may_come(home: Home) -> None:
+    redactor = Redactor(["hunter22"])
+
+    def shown(data: bytes, *, ended: bool) -> bytes:
+        write(home, data)
+        return read_logs(home, "a-1", LogQuery(), newest_attempt=1, ended=ended, redactor=redactor).data
+
+    assert shown(b"progress ... hunter2", ended=False) == b"progress ... "
+    assert shown(b"line\nhunt", ended=False) == b"line\n"
+    assert shown(b"line\nhunt", ended=True) == b"line\nhunt"
+    assert shown(b"line\nhunter22", ended=True) == b"line\n********"
+    assert shown(b"", ended=False) == b""
