@@ -1,7 +1,6 @@
 """`orch version`: what is installed here."""
 
 import platform
-from importlib import metadata
 
 import typer
 
@@ -20,6 +19,8 @@ def register(app: typer.Typer) -> None:
 
 def version(output_format: Output = Format.TABLE) -> None:
     """Versions of orch, Python and the packages that matter."""
+    from importlib import metadata
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

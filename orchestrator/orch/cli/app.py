@@ -9,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from orch.cli.output import Format, say
-from orch.model.errors import OrchError
+from orch.model.errors import NoSuchJob, OrchError
+from orch.model.ids import valid_job_id
 from orch.model.problems import ProblemsError
 
 INTERRUPTED = 130
@@ -74,13 +75,31 @@ def _complete_job(incomplete: str) -> list[str]:
     return [job for job in known_jobs() if job.startswith(incomplete)]
 
 
+def _job_id(given: str | None) -> str | None:
+    """What cannot be an id goes no further: it would end up in a URL and in file names."""
+    if given is not None and not valid_job_id(given):
+        raise NoSuchJob(f"{given[:80]!r} cannot be a job's id; `orch status` lists the jobs of this server")
+    return given
+
+
 Job = Annotated[
     str,
-    typer.Argument(metavar="JOB", help="Id of the job.", show_default=False, autocompletion=_complete_job),
+    typer.Argument(
+        metavar="JOB",
+        help="Id of the job.",
+        show_default=False,
+        autocompletion=_complete_job,
+        callback=_job_id,
+    ),
 ]
 OptionalJob = Annotated[
     str | None,
-    typer.Argument(metavar="JOB", help="Id of a job; without it, all.", autocompletion=_complete_job),
+    typer.Argument(
+        metavar="JOB",
+        help="Id of a job; without it, all.",
+        autocompletion=_complete_job,
+        callback=_job_id,
+    ),
 ]
 Output = Annotated[Format, typer.Option("--output", "-o", help="For people or for programs.")]
 Cluster = Annotated[

@@ -72,10 +72,10 @@ def console(stream: TextIO | None = None) -> Console:
     """A rich console that takes no text for markup."""
     from rich.console import Console
 
-    stream = stream or sys.stdout
-    terminal = is_terminal(stream)
+    target: TextIO = sys.stdout if stream is None else stream
+    terminal = is_terminal(target)
     return Console(
-        file=stream,
+        file=target,
         force_terminal=terminal,
         color_system="auto" if terminal else None,
         width=None if terminal else _PIPE_COLUMNS,

@@ -151,10 +151,9 @@ def _budgets(job: Document) -> str:
     budgets, charges = job.get("budgets") or {}, job.get("charges") or {}
     parts = []
     for name in ("failures", "hangs", "preemptions"):
-        limit = budgets.get(name, budgets.get(f"max_{name}", ABSENT))
-        if name in charges or limit != ABSENT:
-            most = "unlimited" if limit is None else limit
-            parts.append(f"{name} {charges.get(name, 0)} of {most}")
+        if f"max_{name}" in budgets:
+            limit = budgets[f"max_{name}"]
+            parts.append(f"{name} {charges.get(name, 0)} of {'unlimited' if limit is None else limit}")
     return ", ".join(parts) or ABSENT
 
 
