@@ -14,6 +14,7 @@ from orch_workers.checkpoint import (
     NothingRestorable,
     RestorePoint,
     SnapshotChanged,
+    Storage,
     commit,
     commit_step,
     find_and_restore,
@@ -24,7 +25,6 @@ from orch_workers.checkpoint import (
 from orch_workers.checkpoint import (
     format as checkpoint_format,
 )
-from orch_workers.checkpoint.storage import Storage
 from orch_workers.training.slots import Slot, SlotDamagedError
 from support import snapshots
 

@@ -21,7 +21,7 @@ from orch_workers.checkpoint.errors import (
     StorageRefused,
     StorageUnavailable,
 )
-from orch_workers.checkpoint.storage import TEMPORARY_PREFIX, Entry, Storage, checked_path
+from orch_workers.checkpoint.objects import TEMPORARY_PREFIX, Entry, Storage, checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +39,8 @@ class LocalStorage(Storage):
     """A folder. `unfenced`: use it even where the file system has no hard links."""
 
     def __init__(self, root: Path, *, unfenced: bool = False) -> None:
-        super().__init__(root.absolute().as_uri())
+        super().__init__(root.absolute().as_uri(), unfenced=unfenced)
         self.root = root.absolute()
-        self._unfenced = unfenced
 
     def _create(self, path: str, buffers: Sequence[memoryview]) -> None:
         target = self._file(path)
@@ -86,7 +85,7 @@ class LocalStorage(Storage):
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            if not self._unfenced:
+            if not self.unfenced:
                 raise StorageRefused(
                     f"the file system of {self.root} has no hard links, so two writers could both "
                     f"commit the same "

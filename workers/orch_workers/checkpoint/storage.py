@@ -6,12 +6,9 @@ same name in the same moment. On S3 that is If-None-Match, on a file system it i
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-from abc import ABC, abstractmethod
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from orch_workers.checkpoint.errors import (
@@ -21,15 +18,13 @@ from orch_workers.checkpoint.errors import (
     StorageRefused,
     StorageUnavailable,
 )
+from orch_workers.checkpoint.objects import Entry, Storage, checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-TEMPORARY_PREFIX = ".tmp-"
-"""Names that begin like this are a writer's own and are never listed."""
-PATH_CHARACTERS_MAX = 900
-COMPARE_BYTES = 8 << 20
-"""Read at a time when an object is compared with what should be in it."""
+__all__ = ["Entry", "FsspecStorage", "S3Storage", "Storage", "open_storage"]
+
 UPLOAD_PART_BYTES = 16 << 20
 UPLOAD_PARTS_AT_ONCE = 16
 LOOK_FIRST_BYTES = 1 << 20
@@ -43,154 +38,14 @@ TRIES_OF_CLIENT_MAX = 2
 that, for as long as it wants.
 """
 
-Buffer = bytes | bytearray | memoryview
-
-
-class Entry(NamedTuple):
-    """One object; `path` is relative to the storage's URL."""
-
-    path: str
-    size_bytes: int
-    modified_us: int
-
-
-class Storage(ABC):
-    """Paths are relative, with `/`. Every method raises one of the `StorageError`s and nothing else."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url})"
-
-    def __reduce__(self) -> NoReturn:
-        # A pickled file system carries its secret, and Ray would send it around.
-        raise TypeError("a Storage is not pickled: open it where it is used")
-
-    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
-        """Writes a new object, whole and durable when this returns.
-
-        True: written. False: exactly this content was there already (an earlier try, or an equal writer).
-        Raises AlreadyExists when other content is there. An error whose outcome is unknown (a time-out after
-        the write has landed) is resolved by looking.
-        """
-        checked_path(path)
-        parts = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
-        buffers = [memoryview(part).cast("B") for part in parts if len(part)]
-        try:
-            self._create(path, buffers)
-        except AlreadyExists:
-            if not self._holds(path, buffers):
-                raise
-            self._settle(path)
-            return False
-        except StorageUnavailable:
-            with contextlib.suppress(StorageError):
-                if self._holds(path, buffers):
-                    self._settle(path)
-                    return True
-            raise
-        return True
-
-    @abstractmethod
-    def _create(self, path: str, buffers: Sequence[memoryview]) -> None: ...
-
-    def _settle(self, path: str) -> None:  # noqa: B027 - nothing to do is the rule; local files are the exception
-        """Makes an object durable that an earlier try may have left visible, but not yet durable."""
-
-    def _holds(self, path: str, buffers: Sequence[memoryview]) -> bool:
-        if self.size(path) != sum(map(len, buffers)):
-            return False
-        start = 0
-        for buffer in buffers:
-            for at in range(0, len(buffer), COMPARE_BYTES):
-                piece = buffer[at : at + COMPARE_BYTES]
-                if self.read(path, start, start + len(piece)) != piece:
-                    return False
-                start += len(piece)
-        return True
-
-    @abstractmethod
-    def size(self, path: str) -> int:
-        """Bytes of an object; NotFound when there is none."""
-
-    def exists(self, path: str) -> bool:
-        try:
-            self.size(path)
-        except NotFound:
-            return False
-        return True
-
-    @abstractmethod
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Bytes [start, end) of an object, fewer where it ends before; NotFound when there is none."""
-
-    def read_into(self, path: str, start: int, view: memoryview) -> int:
-        """Fills `view` from `start` on. Returns how many bytes there were."""
-        found = self.read(path, start, start + len(view))
-        view[: len(found)] = found
-        return len(found)
-
-    @abstractmethod
-    def delete(self, path: str) -> None:
-        """Removes an object; one that is not there is no error."""
-
-    @abstractmethod
-    def list(self, prefix: str = "") -> list[Entry]:
-        """All objects below the folder `prefix`, sorted by path; nothing there is an empty list."""
-
-    def sweep_temporaries(self, min_age_s: float) -> int:
-        """Removes leftovers of killed writers that are no objects yet. Returns how many."""
-        return 0
-
-    def check_writable(self) -> None:
-        """Proves, with an object that is removed again, that this storage can be written, read, and refuses
-        to replace. Raises StorageRefused or StorageUnavailable with the reason.
-        """
-        path = f"orch-write-test-{secrets.token_hex(8)}"
-        try:
-            self.create(path, b"first")
-            if self.read(path) != b"first":
-                raise StorageRefused(f"{self.url}: what was written does not read back")
-            self._refuses_second(path)
-        except NotFound as error:
-            raise StorageRefused(f"{self.url}: what was written cannot be read back: {error}") from error
-        finally:
-            with contextlib.suppress(StorageError):
-                self.delete(path)
-
-    def _refuses_second(self, path: str) -> None:
-        try:
-            self.create(path, b"second")
-        except AlreadyExists:
-            return
-        raise StorageRefused(
-            f"{self.url}: a second write to the same name was not refused, so two writers could both "
-            f"commit the "
-            f"same checkpoint; use another storage, or set checkpoint.unfenced: true to accept that"
-        )
-
-
-def checked_path(path: str) -> str:
-    """`path` without a trailing slash; StorageRefused when it could leave its folder."""
-    parts = path.rstrip("/").split("/")
-    bad = len(path) > PATH_CHARACTERS_MAX or any(
-        part in {"", ".", ".."} or part.startswith(TEMPORARY_PREFIX) or "\\" in part or not part.isprintable()
-        for part in parts
-    )
-    if bad:
-        raise StorageRefused(f"{path!r} is no object's path")
-    return "/".join(parts)
-
 
 class FsspecStorage(Storage):
     """Any fsspec file system whose `pipe_file(mode="create")` refuses to replace."""
 
     def __init__(self, url: str, filesystem: Any, root: str, *, unfenced: bool = False) -> None:
-        super().__init__(url)
+        super().__init__(url, unfenced=unfenced)
         self._fs = filesystem
         self._root = root.rstrip("/")
-        self._unfenced = unfenced
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{checked_path(path)}" if path else self._root
