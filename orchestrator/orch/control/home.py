@@ -41,12 +41,9 @@ class Home:
     @classmethod
     def find(cls, env: Mapping[str, str] | None = None) -> Self:
         """`ORCH_HOME`, else the user's data folder as the platform has it."""
-        given = (os.environ if env is None else env).get("ORCH_HOME", "")
-        if given:
-            return cls(Path(given).expanduser().absolute())
-        import platformdirs
+        from orch.model.config import orch_home  # its YAML reader costs time that a known home need not pay
 
-        return cls(Path(platformdirs.user_data_dir("orch", appauthor=False)))
+        return cls(orch_home(env))
 
     def ensure(self) -> Self:
         """Makes the folder and its parts, readable by their owner alone; WrongUse if they are another's."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import socket
 import struct
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from orch.api.app import create_app
 from orch.api.gate import BODY_BYTES_MAX
 from orch.api.serve import ApiServer
 from orch.control.home import Home
@@ -473,3 +475,40 @@ def test_outputs_that_break_off_are_no_whole_answer(api: Api, control: FakeContr
     with pytest.raises(urllib3.exceptions.ProtocolError):
         api("GET", f"/jobs/{job}/outputs")
     assert control.closed_downloads == 1
+
+
+# The document
+
+
+def test_every_route_is_documented_and_no_other(control: FakeControlService) -> None:
+    routes = {
+        f"{method.upper()} {path.removeprefix('/api/v1')}"
+        for path, methods in create_app(control, TOKEN)._app.openapi()["paths"].items()
+        for method in methods
+    }
+    document = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", document, re.MULTILINE))
+    assert routes == documented
+
+
+def test_every_field_of_a_job_is_documented(api: Api, control: FakeControlService) -> None:
+    job = submit(api)
+    control.tell(job, {"type": "AgentUp"})
+    with control.store.transaction() as transaction:
+        transaction.put_attempt(job, 1)
+        transaction.put_restart(job, 1, 1)
+        transaction.put_checkpoint(job, "000001.000001", 1, committed_us=1)
+        transaction.add_note(job, "n", t_us=1)
+    detail = api("GET", f"/jobs/{job}").json()["jobs"][0]
+    event = api("GET", f"/jobs/{job}/events").json()["events"][0]
+    fields = {
+        *detail,
+        *detail["ledger"],
+        *detail["attempts"][0],
+        *detail["attempts"][0]["restarts"][0],
+        *event,
+    }
+    fields |= {*detail["checkpoints"][0], *detail["last_checkpoint"], *detail["notes"][0]}
+    document = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    missing = sorted(name for name in fields if f"`{name}`" not in document and f'"{name}"' not in document)
+    assert missing == []
