@@ -106,6 +106,6 @@ def _leaf(hint: Any, raw: Any, where: str) -> Any:
     return raw
 
 
-def _expect(raw: Any, kind: type[Any], where: str) -> None:
+def _expect(raw: Any, kind: Any, where: str) -> None:
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
         raise ValueError(f"{where}: {raw!r} is no {kind.__name__}")
