@@ -10,7 +10,11 @@ import threading
 import pytest
 
 from orch_workers.session import SessionRefusedError, SessionServer
+from orch_workers.training.agent_sink import AgentSink
+from orch_workers.training.errors import RefusedError
+from orch_workers.training.page import Page
 from orch_workers.training.protocol import LINE_BYTES_MAX, PROTOCOL_VERSION
+from orch_workers.training.slots import Slot
 
 LIMIT_S = 30.0
 WELCOME = {"generation": "000001.000002", "rules": {"steps": 5}, "restore": None}
@@ -278,3 +282,30 @@ def test_a_path_that_no_socket_can_have_is_refused_with_the_numbers(tmp_path, ag
     path = tmp_path / ("x" * 120)
     with pytest.raises(ValueError, match=f"may have 107 bytes, this has {len(os.fsencode(path))}"):
         SessionServer(path, "/page", agent)
+
+
+def test_the_training_sides_own_end_understands_it(tmp_path, agent):
+    """Not a client made for the test: the one that runs inside jobs."""
+    page = Page(str(tmp_path / "page"), create=True)
+    Slot.create(str(tmp_path / "slot-1"), 4096)
+    agent.slots = [(1, str(tmp_path / "slot-1"))]
+    server = SessionServer(tmp_path / "agent.sock", str(tmp_path / "page"), agent)
+    sink = AgentSink(str(tmp_path / "agent.sock"), {"torch": "2.13.0"}, restore=True)
+    assert sink.generation == (1, 2)
+    page.put_word(save_at=4, stop=False)
+    assert sink.progress(3, 1).save_at == 4
+    assert page.read_progress().step == 3
+    grant = sink.grant(100, 4, "due", wait=False)
+    assert grant is not None
+    sink.saved(grant, {"step": 4, "epoch": 1, "reason": "due", "blocked_s": 0.125})
+    assert sink.grant(100, 5, "due", wait=False) is None
+    sink.restored(0, "storage", 0.5)
+    sink.note("info", "hello")
+    with pytest.raises(RefusedError, match="of this worker has called"):
+        AgentSink(str(tmp_path / "agent.sock"), {}, restore=True)
+    sink.finished(5, 1)
+    kinds = [agent.next()[0] for _ in range(7)]
+    assert kinds == ["hello", "save", "saved", "save", "restored", "note", "finished"]
+    sink.close()
+    server.close()
+    page.close()
