@@ -64,7 +64,9 @@ def only_one(home: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise NoServer(f"another process has been starting the server in {home} for too long") from None
+                    raise NoServer(
+                        f"another process has been starting the server in {home} for too long"
+                    ) from None
                 time.sleep(POLL_S)
         yield
 
@@ -82,7 +84,9 @@ def start(home: Path, cluster: str | None, num_cpus: int | None, num_gpus: int |
     else:
         address = cluster
         if not raylocal.answers(address):
-            raise NoServer(f"no Ray cluster answers at {address}; check --cluster, ORCH_CLUSTER or the config file")
+            raise NoServer(
+                f"no Ray cluster answers at {address}; check --cluster, ORCH_CLUSTER or the config file"
+            )
     say(progress="starting the controller")
     _start_controller(home, address, local=cluster is None)
     deadline = time.monotonic() + CONTROLLER_LIMIT_S
@@ -115,7 +119,9 @@ def _start_controller(home: Path, address: str, *, local: bool) -> None:
         )
     except RuntimeError as error:  # Ray's and Python's versions must match to the patch level
         raise NoServer(f"the Ray cluster at {address} cannot be used from here: {error}") from error
-    head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]), None)
+    head = next(
+        (n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]), None
+    )
     if head is None:
         raise NoServer(f"the Ray cluster at {address} has no head node that is alive")
     actor: Any = ray.remote(ControllerActor)
@@ -138,10 +144,9 @@ def _start_controller(home: Path, address: str, *, local: bool) -> None:
 
 
 def _our_code() -> list[str]:
+    import orch
     import orch_policies
     import orch_workers
-
-    import orch
 
     return [str(Path(module.__path__[0])) for module in (orch, orch_workers, orch_policies)]
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 NAMESPACE = "orch"
@@ -16,6 +22,7 @@ CONTROLLER_NAME = "controller"
 AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
 CALL_LIMIT_S = 10.0
+EVIDENCE_CHARS_MAX = 400
 
 log = logging.getLogger("orch.cluster")
 
@@ -106,7 +113,7 @@ class Cluster:
     # agents
 
     def start_agent(
-        self, config: Mapping[str, Any], *, gang_attempt: int, bundle: Mapping[str, float], options: Mapping[str, Any]
+        self, config: Mapping[str, Any], *, gang_attempt: int, bundle: Mapping[str, float]
     ) -> Any:
         """Starts the agent named in `config`, or returns the one that exists; its gang must be granted."""
         from orch_workers.agent import Agent
@@ -130,8 +137,9 @@ class Cluster:
             num_cpus=bundle.get("CPU", 0),
             num_gpus=bundle.get("GPU", 0),
             memory=int(bundle.get("memory", 0)) or None,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._gang(row), placement_group_bundle_index=rank),
-            **options,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._gang(row), placement_group_bundle_index=rank
+            ),
         ).remote(dict(config))
 
     def find_agent(self, job_id: str, attempt: int, rank: int) -> Any | None:
@@ -174,11 +182,12 @@ def is_death(error: BaseException) -> bool:
 
 
 def death_evidence(error: BaseException) -> str:
-    """What Ray says of the death, in one line."""
+    """What Ray says of a death, in one sentence without its identifiers and advice."""
     text = " ".join(str(error).split())
-    return text[:600]
-
-
-def node_of_death(error: BaseException, alive: Iterable[str]) -> bool:
-    """True when the node itself went away (or was preempted): another budget is charged."""
-    return bool(getattr(error, "preempted", False))
+    pid = re.search(r"pid: (\d+)", text)
+    exit_type = re.search(r"Worker exit type: (\w+)", text)
+    detail = re.search(r"Worker exit detail: (.*?)(?:\. |$)", text)
+    known = [f"pid {pid[1]}" if pid else "", exit_type[1] if exit_type else "", detail[1] if detail else ""]
+    if not any(known[1:]):
+        return text[:EVIDENCE_CHARS_MAX]
+    return f"Ray saw its process die ({', '.join(part for part in known if part)})"[:EVIDENCE_CHARS_MAX]

@@ -6,6 +6,7 @@ the same home resumes every unfinished job from it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -168,10 +169,8 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _quietly(act: Any) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         act()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _short_temp(home: Path) -> Path:

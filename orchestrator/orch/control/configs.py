@@ -1,0 +1,78 @@
+"""From a job's spec to what one agent is told and what its bundle asks Ray for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orch.control.rows import JobDetailRow
+from orch.model.commands import StartAgents
+from orch.model.spec import Every, JobSpec
+from orch_workers.config import WorkerConfig
+
+UNLIMITED = "unlimited"
+
+
+def bundle_of(spec: Mapping[str, Any]) -> dict[str, float]:
+    """The resources of one worker, as Ray names them."""
+    resources = JobSpec.model_validate(spec).resources
+    bundle = {"CPU": float(resources.cpus)}
+    if resources.gpus:
+        bundle["GPU"] = float(resources.gpus)
+    if resources.memory_bytes:
+        bundle["memory"] = float(resources.memory_bytes)
+    return bundle
+
+
+def budgets_of(spec: JobSpec) -> dict[str, Any]:
+    """`orch_policies.restart.Budgets` in JSON form."""
+
+    def limit(value: Any) -> int | None:
+        return None if value == UNLIMITED else int(value)
+
+    restart = spec.restart
+    return {
+        "max_failures": limit(restart.max_failures),
+        "max_hangs": limit(restart.max_hangs),
+        "max_preemptions": limit(restart.max_preemptions),
+        "backoff_initial_s": float(restart.backoff.initial_s),
+        "backoff_max_s": float(restart.backoff.max_s),
+    }
+
+
+def storage_of(spec: JobSpec, home_storage: Path) -> tuple[str, dict[str, Any]]:
+    """URL and options; without a storage in the spec, the folder of orch's home."""
+    storage = spec.checkpoint.storage
+    return (str(home_storage), {}) if storage is None else (storage.url, dict(storage.options))
+
+
+def agent_config(detail: JobDetailRow, command: StartAgents, rank: int, root: Path) -> WorkerConfig:
+    """`root` is orch's home; on one machine the agents' working area lies in it."""
+    spec = JobSpec.model_validate(detail.spec)
+    url, options = storage_of(spec, root / "storage")
+    every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every()
+    code = detail.code or {}
+    return WorkerConfig(
+        job_id=detail.id,
+        attempt=command.attempt,
+        rank=rank,
+        world_size=spec.resources.workers,
+        run=spec.run,
+        env=dict(spec.env),
+        secret_names=spec.secrets,
+        gpus=spec.resources.gpus,
+        node_root=str(root / "node"),
+        logs_root=str(root / "jobs"),
+        storage_url=url,
+        storage_options=options,
+        unfenced=spec.checkpoint.unfenced,
+        code_digest=code.get("digest") if spec.ship == "auto" else None,
+        workdir=spec.workdir if spec.ship == "never" else "",
+        outputs=spec.outputs,
+        every_steps=every.steps,
+        every_seconds=every.seconds,
+        every_epochs=every.epochs,
+        keep_last=spec.checkpoint.keep.last,
+        policy=dict(command.policy),
+    )

@@ -1,0 +1,344 @@
+"""Runs the lifecycle of every job: events in, written down, commands carried out.
+
+One thread applies events, so that each decision sees the one before it; Ray's answers, the API's threads and
+the executor only put things into its inbox. Kill it at any moment: training goes on, and its successor reads
+the store, looks at what is there and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from orch.control import lifecycle
+from orch.control.cluster import Cluster, death_evidence, is_death
+from orch.control.executor import Executor
+from orch.control.home import Home
+from orch.control.rows import ProgressRow
+from orch.control.saving import leave_all
+from orch.control.service import Bell
+from orch.control.store import Store, StoreTakenError, now_us
+from orch.control.tables import tabulate
+from orch.model.commands import command_to_dict
+from orch.model.events import (
+    Adopted,
+    AgentLost,
+    AgentUp,
+    Event,
+    GangGranted,
+    Progressed,
+    Submitted,
+    TurnCame,
+    TurnLost,
+    WorkerEnded,
+    event_from_dict,
+    event_to_dict,
+)
+from orch.model.generation import Generation
+from orch.model.states import ENDED, JobState, State
+from orch_policies.queue import Waiting, order
+
+TICK_S = 0.5
+"""How often the queue is looked at when nothing happens."""
+GANG_POLL_S = 0.02
+"""The same while a gang is asked for and not granted yet: Ray tells nobody when it is."""
+GANG_POLL_SLOW_S = 0.5
+WATCH_AGAIN_S = 0.3
+"""Pause before an agent that could not be reached is asked again; that is no evidence of its death."""
+UNAWARE_AFTER_S = 60.0
+"""A training process that has not said hello for so long keeps its state nowhere: UNPROTECTED."""
+
+T = TypeVar("T")
+
+log = logging.getLogger("orch.controller")
+
+
+class Controller:
+    """The engine behind the API. `start` adopts what is there; `on_taken` is called when another one took over."""
+
+    def __init__(self, store: Store, cluster: Cluster, home: Home, on_taken: Callable[[], None]) -> None:
+        self.store, self.cluster, self.home = store, cluster, home
+        self._on_taken = on_taken
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._watched: set[tuple[str, int, int]] = set()
+        self._waiting_since = time.monotonic()
+        self._halted = False
+        self._asked_for_gang = False
+        self.bell = Bell()
+        self._executor = Executor(
+            store,
+            cluster,
+            home.root,
+            tell=self.tell,
+            watch=self._watch_soon,
+            done=lambda: self._inbox.put(self._look),
+        )
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+
+    def start(self) -> None:
+        self.store.claim()
+        self._thread.start()
+
+    # from any thread
+
+    def tell(self, job: str, event: Event) -> None:
+        """Applies `event` soon."""
+        self._inbox.put(lambda: self.apply(job, event))
+
+    def ask(self, act: Callable[[], T], limit_s: float = 30.0) -> T:
+        """Runs `act` in the controller's thread and returns what it returns, or raises what it raises."""
+        done = threading.Event()
+        box: list[Any] = []
+
+        def run() -> None:
+            try:
+                box.extend((True, act()))
+            except Exception as error:
+                box.extend((False, error))
+            finally:
+                done.set()
+
+        self._inbox.put(run)
+        if not done.wait(limit_s):
+            raise TimeoutError(f"the controller did not get to it within {limit_s:g} s")
+        good, found = box
+        if not good:
+            raise found
+        result: T = found
+        return result
+
+    # the loop
+
+    def _run(self) -> None:
+        self._guarded(self._adopt_all)
+        while True:
+            try:
+                act = self._inbox.get(timeout=self._pause_s())
+            except queue.Empty:
+                act = self._look
+            if not self._guarded(act):
+                return
+
+    def _guarded(self, act: Callable[[], None]) -> bool:
+        try:
+            act()
+        except StoreTakenError as error:
+            log.warning("%s: this one acts no more", error)
+            self._on_taken()
+            return False
+        except Exception:
+            log.exception("the controller goes on after an error")
+        return True
+
+    def _pause_s(self) -> float:
+        if not self._asked_for_gang:
+            return TICK_S
+        young = time.monotonic() - self._waiting_since < 5.0
+        return GANG_POLL_S if young else GANG_POLL_SLOW_S
+
+    def _look(self) -> None:
+        """The queue's turn, gangs that were granted meanwhile, commands that wait."""
+        if self._halted:
+            return
+        waiting = [job for job in self.store.unfinished() if job.state is State.QUEUED]
+        self._turns(waiting)
+        pending = [job for job in waiting if job.gang is not None and not job.gang_granted]
+        for job in pending:
+            if job.gang is not None and self.cluster.gang_granted(job.job, job.gang):
+                self.apply(job.job, GangGranted(attempt=job.gang))
+        if bool(pending) and not self._asked_for_gang:
+            self._waiting_since = time.monotonic()
+        self._asked_for_gang = bool(pending)
+        self._executor.look()
+
+    def _turns(self, waiting: list[JobState]) -> None:
+        """Only the first in the queue may ask for its gang, so that small jobs cannot starve a large one."""
+        if not waiting:
+            return
+        priorities = self.store.priorities([job.job for job in waiting])
+        turns = order(Waiting(job.job, priorities[job.job], job.submitted_us) for job in waiting)
+        states = {job.job: job for job in waiting}
+        for turn in turns[1:]:
+            state = states[turn.job_id]
+            if state.gang is not None and not state.gang_granted:
+                self.apply(turn.job_id, TurnLost(reason=turn.reason))
+        first = states[turns[0].job_id]
+        if first.placeable(now_us()):
+            self.apply(first.job, TurnCame())
+
+    def apply(self, job: str, event: Event, entry: dict[str, Any] | None = None) -> None:
+        """One event: consumed, decided, written down with its commands, all in one transaction."""
+        now = now_us()
+        with self.store.transaction() as transaction:
+            if entry is not None and not transaction.consume(
+                job, entry["attempt"], entry["rank"], entry["seq"]
+            ):
+                return
+            before = transaction.lifecycle(job)
+            after, commands = lifecycle.advance(before, event, now)
+            told = after.story[-1]
+            quiet = isinstance(event, (Progressed, TurnCame)) and not commands and before.state is after.state
+            if not quiet:
+                document = {**event_to_dict(event), **((entry or {}).get("extra") or {})}
+                transaction.append_event(
+                    job,
+                    document,
+                    t_us=entry["t_us"] if entry else now,
+                    cause=getattr(event, "reason", None) or None,
+                    decision=told.decision or None,
+                )
+            transaction.save(after)
+            tabulate(transaction, before, after, event, now, (entry or {}).get("extra") or {})
+            for command in commands:
+                transaction.enqueue(job, command_to_dict(command), t_us=now)
+        self.bell.ring(job)
+        if commands or after.state in ENDED or after.state is State.QUEUED:
+            self._inbox.put(self._look)
+
+    def submit(self, event: Submitted, insert: Callable[[Any, JobState], None]) -> None:
+        """Writes a new job down (`insert` puts its row) and gives it its place in the queue. Called through `ask`."""
+        now = now_us()
+        state, commands = lifecycle.begin(event, now)
+        with self.store.transaction() as transaction:
+            insert(transaction, state)
+            transaction.append_event(
+                event.job, event_to_dict(event), t_us=now, decision=state.story[-1].decision
+            )
+            for command in commands:
+                transaction.enqueue(event.job, command_to_dict(command), t_us=now)
+        self.bell.ring(event.job)
+        self._look()
+
+    def save_all(self, limit_s: float) -> int:
+        """Before the server stops: every worker saves what it holds and leaves. Their jobs go on at the next start.
+
+        Returns how many did so within the limit.
+        """
+        self._halted = True  # what they tell is still written down; nothing new is started
+        return leave_all(self.cluster, limit_s)
+
+    # agents
+
+    def _watch_soon(self, job: str, attempt: int, rank: int, handle: Any) -> None:
+        self._inbox.put(lambda: self._meet(job, attempt, rank, handle))
+
+    def _meet(self, job: str, attempt: int, rank: int, handle: Any) -> None:
+        """Asks a new agent who it is; then one call is always pending on it, so that its death is seen at once."""
+        if (job, attempt, rank) in self._watched:
+            return
+        self._watched.add((job, attempt, rank))
+
+        def answered(done: Any) -> None:
+            error = done.exception()
+            if error is None:
+                self._inbox.put(lambda: self._met(job, attempt, rank, handle, done.result()))
+            else:
+                self._inbox.put(lambda: self._unanswered(job, attempt, rank, handle, error))
+
+        handle.describe.remote().future().add_done_callback(answered)
+
+    def _met(self, job: str, attempt: int, rank: int, handle: Any, who: dict[str, Any]) -> None:
+        for entry in who["backlog"]:
+            # What an earlier agent of this rank wrote into its journal and could no longer tell.
+            if entry["attempt"] < attempt:
+                self.apply(job, event_from_dict(entry["event"]), entry)
+        self.apply(job, AgentUp(attempt=attempt, rank=rank, node=who["node"], pid=who["pid"]))
+        self._watch(job, attempt, rank, handle)
+
+    def _watch(self, job: str, attempt: int, rank: int, handle: Any) -> None:
+        cursor = self.store.cursor(job, attempt, rank)
+
+        def answered(answer: Any, error: BaseException | None) -> None:
+            if error is None:
+                self._inbox.put(lambda: self._heard(job, attempt, rank, handle, answer))
+            else:
+                self._inbox.put(lambda: self._unanswered(job, attempt, rank, handle, error))
+
+        self.cluster.watch(handle, cursor, answered)
+
+    def _heard(self, job: str, attempt: int, rank: int, handle: Any, answer: dict[str, Any]) -> None:
+        ended = False
+        for entry in answer["entries"]:
+            event = event_from_dict(entry["event"])
+            ended = ended or isinstance(event, WorkerEnded)
+            try:
+                self.apply(job, event, entry)
+            except lifecycle.InvalidTransition:
+                log.exception("an agent of %s told what cannot be; it is skipped", job)
+        if answer["progress"] is not None:
+            self._progressed(job, rank, answer["progress"])
+        if not ended:
+            self._watch(job, attempt, rank, handle)
+
+    def _unanswered(self, job: str, attempt: int, rank: int, handle: Any, error: BaseException) -> None:
+        if is_death(error):
+            self._watched.discard((job, attempt, rank))
+            progress = self.store.progress([job], rank=rank).get(job)
+            lost = AgentLost(
+                attempt=attempt,
+                rank=rank,
+                evidence=death_evidence(error),
+                step=progress.step if progress else None,
+            )
+            self.apply(job, lost)
+            return
+        log.info("agent %s/%s/%s cannot be reached (%s); asked again", job, attempt, rank, error)
+        timer = threading.Timer(
+            WATCH_AGAIN_S, self._inbox.put, (lambda: self._watch(job, attempt, rank, handle),)
+        )
+        timer.daemon = True
+        timer.start()
+
+    def _progressed(self, job: str, rank: int, told: dict[str, Any]) -> None:
+        generation = Generation.parse(told["generation"])
+        row = ProgressRow(
+            job=job,
+            rank=rank,
+            generation=told["generation"],
+            t_us=now_us(),
+            step=told["step"],
+            epoch=told["epoch"],
+            steps_per_s=told["steps_per_s"],
+            metrics=told["metrics"],
+            usage=told["usage"],
+        )
+        state = self.store.lifecycle(job)
+        aware = told["aware"]
+        silent = state.started_us is not None and now_us() - state.started_us > UNAWARE_AFTER_S * 1e6
+        with self.store.transaction() as transaction:
+            transaction.put_progress(row)
+            if (aware and state.unprotected) or (silent and not aware and not state.unprotected):
+                transaction.save(replace(transaction.lifecycle(job), unprotected=not aware))
+            known = {note["text"] for note in self.store.job(job).notes}
+            for note in told["notes"]:
+                if note not in known:
+                    transaction.add_note(job, note, t_us=now_us())
+        self.bell.ring(job)
+        # The lifecycle hears of steps when they matter to it: the first after a start; not each of them.
+        if rank == 0 and told["step"] is not None and state.state in {State.STARTING, State.RECOVERING}:
+            self.apply(job, Progressed(generation=generation, step=told["step"], epoch=told["epoch"]))
+
+    # adoption
+
+    def _adopt_all(self) -> None:
+        """What is in the cluster, against what the store knows: survivors go on, the rest is decided anew."""
+        agents = self.cluster.agents()
+        gangs = self.cluster.gangs()
+        for state in self.store.unfinished():
+            mine = {rank: attempt for job, attempt, rank in sorted(agents) if job == state.job}
+            expected = {rank: agent.placed for rank, agent in state.agents.items()}
+            found = {rank: attempt for rank, attempt in mine.items() if expected.get(rank) == attempt}
+            gang = state.gang if (state.job, state.gang) in gangs else None
+            if state.attempt == 0:
+                continue  # never placed: nothing to adopt
+            self.apply(state.job, Adopted(found=found, gang=gang))
+            for rank, attempt in found.items():
+                handle = self.cluster.find_agent(state.job, attempt, rank)
+                if handle is not None:
+                    self._meet(state.job, attempt, rank, handle)
+        self._look()

@@ -1,0 +1,205 @@
+"""Carries out what the lifecycle decided: commands from the outbox, one after the other for each job.
+
+Every command can be repeated. What became of it comes back as events; a command that fails is tried again with
+capped backoff, its error kept in the outbox for people to see.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orch.control.cluster import Cluster
+from orch.control.configs import agent_config, bundle_of
+from orch.control.rows import CommandRow
+from orch.control.store import Store, now_us
+from orch.model.commands import (
+    CloseJob,
+    Command,
+    KillAgents,
+    RaiseAttempt,
+    RemoveGang,
+    RequestGang,
+    StartAgents,
+    StopAgents,
+    command_from_dict,
+)
+from orch.model.events import AgentLost, Closed, Event, GangRemoved, StopOverdue
+from orch_workers.config import WorkerPaths
+from orch_workers.sweep import remains, sweep_job
+
+POOL_THREADS = 8
+GONE_LIMIT_S = 30.0
+POLL_S = 0.02
+RETRY_MIN_S, RETRY_MAX_S = 0.2, 10.0
+SWEEP_CALL_LIMIT_S = 40.0
+
+log = logging.getLogger("orch.executor")
+
+
+class Executor:
+    """Hands each pending command to a thread; `tell` takes the events that come of it (thread-safe)."""
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        root: Path,
+        tell: Callable[[str, Event], None],
+        watch: Callable[[str, int, int, Any], None],
+        done: Callable[[], None],
+    ) -> None:
+        self._store, self._cluster, self._root = store, cluster, root
+        self._tell, self._watch, self._done = tell, watch, done
+        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="command")
+        self._busy: set[str] = set()
+        self._not_before: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def look(self) -> float | None:
+        """Starts what can be started; returns seconds until something that waits can be."""
+        soonest: float | None = None
+        with self._lock:
+            blocked = set(self._busy)
+        for row in self._store.pending_commands():
+            if row.job in blocked:
+                continue
+            blocked.add(row.job)  # in order for each job
+            wait_s = self._wait_s(row)
+            if wait_s > 0:
+                soonest = wait_s if soonest is None else min(soonest, wait_s)
+                continue
+            with self._lock:
+                self._busy.add(row.job)
+            self._pool.submit(self._carry_out, row)
+        return soonest
+
+    def _wait_s(self, row: CommandRow) -> float:
+        retry_s = self._not_before.get(row.seq, 0.0) - time.monotonic()
+        not_before_us = row.data.get("not_before_us")
+        start_s = 0.0 if not_before_us is None else (not_before_us - now_us()) / 1e6
+        return max(retry_s, start_s)
+
+    def _carry_out(self, row: CommandRow) -> None:
+        try:
+            command = command_from_dict(row.data)
+            if self._wanted(row.job, command):
+                self._do(row.job, command)
+            self._store.command_done(row.seq)
+            self._not_before.pop(row.seq, None)
+        except Exception as error:
+            log.warning("%s of %s: %s", row.type, row.job, error, exc_info=True)
+            tries = self._store.command_failed(row.seq, f"{type(error).__name__}: {error}")
+            self._not_before[row.seq] = time.monotonic() + min(RETRY_MIN_S * 2**tries, RETRY_MAX_S)
+        finally:
+            with self._lock:
+                self._busy.discard(row.job)
+            self._done()
+
+    def _wanted(self, job: str, command: Command) -> bool:
+        from orch.control.lifecycle import still_wanted
+
+        return still_wanted(self._store.lifecycle(job), command)
+
+    def _do(self, job: str, command: Command) -> None:
+        match command:
+            case RequestGang():
+                spec = self._store.job(job).spec
+                self._cluster.request_gang(
+                    job, command.attempt, bundle_of(spec), spec["resources"]["workers"]
+                )
+            case RemoveGang():
+                self._end_agents(job)
+                self._cluster.remove_gang(job, command.attempt)
+                self._until_gone(job, [command.attempt])
+                self._tell(job, GangRemoved(attempt=command.attempt))
+            case StartAgents():
+                self._start_agents(job, command)
+            case RaiseAttempt():
+                for rank in command.ranks:
+                    self._call(job, rank, "raise_attempt", command.attempt, dict(command.policy))
+            case StopAgents():
+                self._stop_agents(job, command)
+            case KillAgents():
+                for rank, attempt in command.strays.items():
+                    self._cluster.kill_agent(job, attempt, rank)
+            case CloseJob():
+                self._close(job, command)
+
+    def _start_agents(self, job: str, command: StartAgents) -> None:
+        detail = self._store.job(job)
+        for rank in command.ranks:
+            config = agent_config(detail, command, rank, self._root)
+            try:
+                handle = self._cluster.start_agent(
+                    config.to_dict(), gang_attempt=command.gang_attempt, bundle=bundle_of(detail.spec)
+                )
+            except LookupError as error:
+                self._tell(
+                    job, AgentLost(attempt=command.attempt, rank=rank, evidence=str(error), node_lost=True)
+                )
+                continue
+            self._watch(job, command.attempt, rank, handle)
+
+    def _stop_agents(self, job: str, command: StopAgents) -> None:
+        outcome = "stopped"
+        for other, attempt, rank in self._cluster.agents():
+            handle = self._cluster.find_agent(job, attempt, rank) if other == job else None
+            if handle is not None:
+                handle.stop.remote(outcome, command.grace_s)
+        delay_s = max(0.0, (command.deadline_us - now_us()) / 1e6)
+        timer = threading.Timer(delay_s, self._tell, (job, StopOverdue(attempt=command.attempt)))
+        timer.daemon = True
+        timer.start()
+
+    def _call(self, job: str, rank: int, method: str, *arguments: Any) -> None:
+        for other, attempt, found in self._cluster.agents():
+            handle = self._cluster.find_agent(job, attempt, rank) if (other, found) == (job, rank) else None
+            if handle is not None:
+                self._cluster.call(handle, method, *arguments)
+
+    def _close(self, job: str, command: CloseJob) -> None:
+        if command.sweep:
+            for other, attempt, rank in self._cluster.agents():
+                handle = self._cluster.find_agent(job, attempt, rank) if other == job else None
+                if handle is not None:
+                    self._try_sweep(handle)
+        self._end_agents(job)
+        attempts = [attempt for other, attempt in self._cluster.gangs() if other == job]
+        for attempt in attempts:
+            self._cluster.remove_gang(job, attempt)
+        self._until_gone(job, attempts)
+        if command.sweep:
+            # An agent that died before it could sweep: this machine's part of it is done here.
+            paths = WorkerPaths(job, 0, self._root / "node", self._root / "jobs")
+            if remains(paths):
+                sweep_job(paths)
+        self._tell(job, Closed(attempt=command.attempt))
+
+    def _try_sweep(self, handle: Any) -> None:
+        try:
+            self._cluster.call(handle, "sweep", limit_s=SWEEP_CALL_LIMIT_S)
+        except Exception as error:
+            log.warning("an agent could not sweep: %s", error)
+
+    def _end_agents(self, job: str) -> None:
+        for other, attempt, rank in self._cluster.agents():
+            if other == job:
+                self._cluster.kill_agent(job, attempt, rank)
+
+    def _until_gone(self, job: str, attempts: list[int]) -> None:
+        """Over is what was seen to be over. TimeoutError after GONE_LIMIT_S; the command is then tried again."""
+        deadline = time.monotonic() + GONE_LIMIT_S
+        while True:
+            agents = [name for name in self._cluster.agents() if name[0] == job]
+            gangs = [attempt for attempt in attempts if self._cluster.gang_exists(job, attempt)]
+            if not agents and not gangs:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still there after {GONE_LIMIT_S:g} s: agents {agents}, gangs {gangs}")
+            time.sleep(POLL_S)

@@ -1,0 +1,295 @@
+"""What the API asks of the controller: `orch.control.service.ControlService`, made real."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from orch.control import views
+from orch.control.configs import budgets_of, storage_of
+from orch.control.controller import Controller
+from orch.control.logfiles import read_logs
+from orch.control.protection import imports_orch
+from orch.control.rows import NewJob
+from orch.control.secrets import SecretBox
+from orch.control.service import (
+    Bell,
+    CodeInfo,
+    Document,
+    Download,
+    JobQuery,
+    LogChunk,
+    LogQuery,
+    PlacementCheck,
+    Submission,
+)
+from orch.control.store import now_us
+from orch.model.errors import NeverPlaceable, NoSuchJob, WrongUse
+from orch.model.events import CancelRequested, Submitted
+from orch.model.ids import make_job_id
+from orch.model.spec import JobSpec, unsupported
+from orch.model.states import ENDED, State
+from orch_policies.placement import Node, Request, fits, largest
+from orch_workers.checkpoint.errors import StorageError
+from orch_workers.checkpoint.storage import Storage, open_storage
+
+IDS_TRIES_MAX = 20
+STOP_SAVE_LIMIT_S = 30.0
+COPY_BYTES = 1 << 20
+
+
+class Operations:
+    """Called from the API's threads; what changes a job goes through the controller's one thread."""
+
+    def __init__(
+        self, controller: Controller, version: str, ray_address: str, on_stop: Callable[[], None]
+    ) -> None:
+        self._controller, self._store, self._home = controller, controller.store, controller.home
+        self._version, self._ray_address, self._on_stop = version, ray_address, on_stop
+        self._box = SecretBox.of(self._home)
+        self._started_us = now_us()
+        self._random = random.SystemRandom()
+        self._submitting = threading.Lock()
+
+    @property
+    def bell(self) -> Bell:
+        return self._controller.bell
+
+    @property
+    def upload_folder(self) -> Path:
+        return self._home.uploads
+
+    # submitting
+
+    def submit(self, submission: Submission) -> Document:
+        with self._submitting:  # a repeated request must find the first one's job
+            known = self._store.job_of_request(submission.request) if submission.request else None
+            job = known or self._submit_new(submission)
+        return self.job(job)
+
+    def _submit_new(self, submission: Submission) -> str:
+        spec = self._resolved(submission)
+        self._refuse_impossible(spec)
+        missing = [name for name in spec.secrets if name not in submission.secrets]
+        if missing:
+            raise WrongUse(
+                f"no value was given for the secret {missing[0]}; set it in the environment of `orch submit`"
+            )
+        code = submission.code if spec.ship == "auto" else None
+        source = Path(spec.workdir)
+        if code is not None:
+            source = self._uploaded(code.digest)
+        protected = (code is not None or spec.ship == "never") and imports_orch(source, spec.run)
+        storage = self._storage(spec, {**spec.env, **submission.secrets})
+        name = spec.job_name
+        job = self._new_id(name)
+        self._put_into_storage(storage, job, spec, code)
+        event = Submitted(
+            job=job,
+            workers=spec.resources.workers,
+            seed=self._random.randrange(2**31),
+            budgets=budgets_of(spec),
+            unprotected=not protected,
+        )
+        row = NewJob(
+            name=name,
+            spec=spec.model_dump(mode="json"),
+            priority=spec.priority,
+            code=asdict(code) if code else None,
+            request=submission.request,
+            sealed_secrets=self._box.seal(job, {name: submission.secrets[name] for name in spec.secrets}),
+        )
+        self._controller.ask(
+            lambda: self._controller.submit(event, lambda tx, state: tx.insert_job(row, state))
+        )
+        return job
+
+    def _resolved(self, submission: Submission) -> JobSpec:
+        """A job that runs in place needs to know where that is."""
+        spec = submission.spec
+        if spec.ship == "auto":
+            return spec
+        base = Path(submission.base_dir or ".")
+        folder = (base / spec.workdir).resolve()
+        if not folder.is_dir():
+            raise WrongUse(
+                f"workdir: {folder} is no folder on the server's machine; `ship: never` runs in place"
+            )
+        return spec.model_copy(update={"workdir": str(folder)})
+
+    def _refuse_impossible(self, spec: JobSpec) -> None:
+        problems = unsupported(spec)
+        if problems:
+            raise WrongUse("\n".join(str(problem) for problem in problems))
+        placement = self._placement(spec)
+        if not placement.placeable:
+            raise NeverPlaceable(f"this job can never be placed here: {placement.reason}")
+
+    def _storage(self, spec: JobSpec, env: Mapping[str, str]) -> Storage:
+        url, options = storage_of(spec, self._home.storage)
+        try:
+            storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
+            storage.check_writable()
+        except StorageError as error:
+            raise WrongUse(f"checkpoint.storage: {error}") from error
+        return storage
+
+    def _uploaded(self, digest: str) -> Path:
+        path = self._home.uploads / f"{digest}.zip"
+        if not path.is_file():
+            raise WrongUse(f"the code {digest} was not uploaded; submit again")
+        return path
+
+    def _put_into_storage(self, storage: Storage, job: str, spec: JobSpec, code: CodeInfo | None) -> None:
+        """The job can be read back from storage alone: its spec and its code."""
+        document = {
+            "version": 1,
+            "job": job,
+            "spec": spec.model_dump(mode="json"),
+            "code": asdict(code) if code else None,
+        }
+        try:
+            storage.create(f"{job}/job.json", json.dumps(document, sort_keys=True).encode())
+            if code is not None:
+                storage.create(f"{job}/code/{code.digest}.zip", self._uploaded(code.digest).read_bytes())
+        except StorageError as error:
+            raise WrongUse(f"checkpoint.storage: {error}") from error
+
+    def _new_id(self, name: str) -> str:
+        for _ in range(IDS_TRIES_MAX):
+            job = make_job_id(name, self._random)
+            try:
+                self._store.state(job)
+            except NoSuchJob:
+                return job
+        raise WrongUse(f"no free id was found for the name {name!r}; choose another name")
+
+    def has_code(self, digest: str) -> bool:
+        return (self._home.uploads / f"{digest}.zip").is_file()
+
+    def upload_code(self, digest: str, file: Path, size_bytes: int) -> None:
+        file.replace(self._home.uploads / f"{digest}.zip")
+
+    def check(self, spec: JobSpec) -> PlacementCheck:
+        problems = unsupported(spec)
+        if problems:
+            raise WrongUse("\n".join(str(problem) for problem in problems))
+        self._storage(spec, dict(spec.env))
+        return self._placement(spec)
+
+    def _placement(self, spec: JobSpec) -> PlacementCheck:
+        resources = spec.resources
+        request = Request(
+            workers=resources.workers,
+            cpus=float(resources.cpus),
+            gpus=float(resources.gpus),
+            memory_bytes=int(resources.memory_bytes or 0),
+        )
+        nodes = [
+            Node(n.address, n.cpus, n.gpus, int(n.memory_bytes)) for n in self._controller.cluster.nodes()
+        ]
+        fit = fits(request, nodes)
+        url, _ = storage_of(spec, self._home.storage)
+        return PlacementCheck(
+            placeable=fit.fits,
+            reason=fit.reason,
+            asked=asdict(request),
+            largest={
+                "cpus": max((n.cpus for n in nodes), default=0),
+                "gpus": max((n.gpus for n in nodes), default=0),
+                "memory_bytes": max((n.memory_bytes for n in nodes), default=0),
+                "sentence": largest(nodes),
+            },
+            storage=url,
+        )
+
+    # looking
+
+    def jobs(self, query: JobQuery) -> list[Document]:
+        return views.job_list(
+            self._store, now_us=now_us(), states=query.states, limit=query.limit, before=query.before
+        )
+
+    def job(self, job: str) -> Document:
+        return views.job_detail(self._store, job, now_us=now_us())
+
+    def ended(self, job: str) -> bool:
+        return self._store.state(job) in ENDED
+
+    def events(self, job: str, after: int, limit: int) -> list[Document]:
+        return views.job_events(self._store, job, after=after, limit=limit)
+
+    def logs(self, job: str, query: LogQuery) -> LogChunk:
+        detail = self._store.job(
+            job
+        )  # before the files: what they hold then is at least what there was at the end
+        ended = State(detail.state) in ENDED
+        return read_logs(self._home, job, query, newest_attempt=detail.attempt, ended=ended)
+
+    def outputs(self, job: str) -> Download:
+        detail = self._store.job(job)
+        spec = JobSpec.model_validate(detail.spec)
+        env = {**spec.env, **self.secrets(job)}
+        url, options = storage_of(spec, self._home.storage)
+        storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
+        try:
+            entries = storage.list(f"{job}/outputs")
+        except StorageError as error:
+            raise WrongUse(f"the outputs of {job} cannot be read: {error}") from error
+        newest = max((entry.path.split("/")[2] for entry in entries), default=None)
+        if newest is None:
+            named = (
+                f"nothing matched {', '.join(spec.outputs)}"
+                if spec.outputs
+                else "its job file names no `outputs`"
+            )
+            raise WrongUse(f"{job} has no outputs (yet): {named}")
+        prefix = f"{job}/outputs/{newest}/"
+        archive = self._home.uploads / f"outputs-{job}-{os.getpid()}-{threading.get_ident()}.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as target:
+            for entry in entries:
+                if entry.path.startswith(prefix):
+                    target.writestr(entry.path.removeprefix(prefix), storage.read(entry.path))
+        return Download(name=f"{job}-outputs.zip", chunks=_chunks(archive), size_bytes=archive.stat().st_size)
+
+    def secrets(self, job: str) -> dict[str, str]:
+        """For agents alone; not part of the API."""
+        return self._box.unseal(job, self._store.sealed_secrets(job))
+
+    # acting
+
+    def cancel(self, job: str, *, now: bool) -> Document:
+        self._store.lifecycle(job)
+        self._controller.ask(lambda: self._controller.apply(job, CancelRequested(now=now)))
+        return self.job(job)
+
+    def server_status(self) -> Document:
+        return {
+            "version": self._version,
+            "pid": os.getpid(),
+            "started": views.format_time(self._started_us),
+            "ray_address": self._ray_address,
+            "store": self._store.description,
+            "nodes": [asdict(node) for node in self._controller.cluster.nodes()],
+            "jobs": self._store.count_by_state(),
+        }
+
+    def stop(self) -> Document:
+        saved = self._controller.save_all(STOP_SAVE_LIMIT_S)
+        self._on_stop()
+        return {"saved": saved}
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(COPY_BYTES):
+                yield block
+    finally:
+        path.unlink(missing_ok=True)

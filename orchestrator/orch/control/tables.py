@@ -1,0 +1,108 @@
+"""From events to the rows that status shows: attempts, restarts, checkpoints. Derived, never decided upon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orch.control.transaction import Transaction
+from orch.model import events as ev
+from orch.model.events import Event
+from orch.model.states import ENDED, JobState
+
+
+def tabulate(
+    transaction: Transaction,
+    before: JobState,
+    after: JobState,
+    event: Event,
+    now_us: int,
+    extra: Mapping[str, Any],
+) -> None:
+    """Brings the rows up to date with one event, inside its transaction."""
+    job = after.job
+    if after.attempt > before.attempt:
+        if before.attempt:
+            transaction.put_attempt(job, before.attempt, ended_us=now_us, outcome=_why(event, after))
+        reason = after.story[-1].decision if before.attempt else None
+        transaction.put_attempt(job, after.attempt, started_us=now_us, reason=reason)
+    if after.state in ENDED and before.state not in ENDED:
+        transaction.put_attempt(job, after.attempt, ended_us=now_us, outcome=after.state.value.lower())
+    match event:
+        case ev.AgentUp():
+            transaction.put_attempt(job, event.attempt, node=event.node)
+        case ev.CheckpointCommitted():
+            transaction.put_checkpoint(
+                job,
+                str(event.generation),
+                event.step,
+                committed_us=now_us,
+                epoch=extra.get("epoch"),
+                size_bytes=event.size_bytes,
+                duration_us=None if event.seconds_s is None else round(event.seconds_s * 1e6),
+            )
+            for generation, step in extra.get("deleted", ()):
+                transaction.put_checkpoint(job, generation, step, committed_us=now_us, state="deleted")
+        case _:
+            _tabulate_restart(transaction, before, after, event, now_us)
+
+
+def _tabulate_restart(
+    transaction: Transaction, before: JobState, after: JobState, event: Event, now_us: int
+) -> None:
+    job = after.job
+    match event:
+        case ev.ProcessStarted():
+            values: dict[str, Any] = {"started_us": now_us}
+            if event.generation.restart == 1 and event.generation.attempt > 1:
+                # The first start of a later attempt: what broke was the agent, and the controller decided.
+                cause = next(
+                    (e for e in reversed(after.story) if e.event.startswith(("AgentLost", "GangLost"))), None
+                )
+                if cause is not None:
+                    values |= {
+                        "cause": _cause(cause.event),
+                        "evidence": cause.event,
+                        "decision": cause.decision,
+                    }
+            transaction.put_restart(job, *event.generation, **values)
+        case ev.RestartDecided():
+            transaction.put_restart(
+                job,
+                *event.generation,
+                cause=event.reason,
+                decision=after.story[-1].decision,
+                charged_to=event.charge_to,
+            )
+        case ev.ProcessExited():
+            transaction.put_restart(
+                job,
+                *event.generation,
+                ended_us=now_us,
+                exit_code=event.code,
+                signal=event.signal,
+                evidence=event.evidence,
+            )
+        case ev.Restored():
+            transaction.put_restart(
+                job, *event.generation, restored_step=event.step, restored_from=event.source
+            )
+        case ev.Recovered():
+            recovery_us = round(event.recovery_s * 1e6) if event.recovery_s is not None else None
+            if recovery_us is None and before.attempt > 1:
+                recovery_us = now_us - before.since_us
+            transaction.put_restart(
+                job, *event.generation, lost_steps=event.lost_steps, recovery_us=recovery_us
+            )
+        case ev.WorkerEnded() | ev.AgentLost():
+            transaction.put_restart(job, *before.generation, ended_us=now_us)
+        case _:
+            pass
+
+
+def _cause(event: str) -> str:
+    return "agent lost" if event.startswith("AgentLost") else "its machines went away"
+
+
+def _why(event: Event, after: JobState) -> str:
+    return getattr(event, "evidence", "") or after.reason

@@ -1,0 +1,99 @@
+"""A real orch server in a home of its own, driven through the real CLI as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+WAIT_S = 90.0
+POLL_S = 0.02
+
+
+class WaitedError(AssertionError):
+    """Something did not happen within its limit."""
+
+
+def wait_for(what: str, check: Callable[[], Any], limit_s: float = WAIT_S, poll_s: float = POLL_S) -> Any:
+    """The first true value of `check`; every wait of the tests ends here, with its limit."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        found = check()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise WaitedError(f"{what}: not within {limit_s:g} s")
+        time.sleep(poll_s)
+
+
+class Server:
+    """`home` is the ORCH_HOME of everything this object starts."""
+
+    def __init__(self, home: Path, env: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.env = {**os.environ, "ORCH_HOME": str(home), **(env or {})}
+        for name in ("ORCH_CLUSTER", "ORCH_STORE", "RAY_ADDRESS"):
+            self.env.pop(name, None)
+
+    def cli(self, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        options.setdefault("timeout", 150)
+        done = subprocess.run(
+            [sys.executable, "-m", "orch.cli.main", *arguments],
+            env=self.env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False, **options,
+        )  # fmt: skip
+        if check is not None and done.returncode != check:
+            raise AssertionError(
+                f"orch {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
+        return done
+
+    def start(self, *options: str) -> None:
+        self.cli("server", "start", *options)
+
+    def stop(self) -> None:
+        self.cli("server", "stop")
+
+    def submit(self, folder: Path, *options: str) -> str:
+        return self.cli("submit", str(folder / "job.yaml"), "--quiet", *options).stdout.strip()
+
+    def job(self, job: str) -> dict[str, Any]:
+        return json.loads(self.cli("status", job, "-o", "json").stdout)["jobs"][0]
+
+    def events(self, job: str) -> list[dict[str, Any]]:
+        return json.loads(self.cli("events", job, "-o", "json").stdout)["events"]
+
+    def wait(self, job: str, check: int | None = 0, limit_s: float = WAIT_S) -> dict[str, Any]:
+        self.cli("wait", job, check=check, timeout=limit_s + 30)
+        return self.job(job)
+
+    # whom to kill
+
+    def pid(self, job: str, kind: str) -> int:
+        """Of the newest ProcessStarted (the training process) or AgentUp (the agent)."""
+        return [event["data"]["pid"] for event in self.events(job) if event["type"] == kind][-1]
+
+    def kill_training(self, job: str) -> int:
+        return _kill(self.pid(job, "ProcessStarted"))
+
+    def kill_agent(self, job: str) -> int:
+        return _kill(self.pid(job, "AgentUp"))
+
+
+def _kill(pid: int) -> int:
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,103 @@
+"""What an agent is told when it is made, and where its things are on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder below it is ours, 0700, and named by user
+SOCKETS = Path("/tmp")  # noqa: S108 - likewise; a Unix socket's path may have 107 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """One worker's marching orders. No secret is in here: Ray stores actor arguments."""
+
+    job_id: str
+    attempt: int
+    rank: int = 0
+    world_size: int = 1
+    run: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret_names: tuple[str, ...] = ()
+    gpus: float = 0
+    node_root: str
+    logs_root: str
+    storage_url: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    unfenced: bool = False
+    code_digest: str | None = None
+    """Digest of the shipped workdir; None: run in `workdir` where it is (ship: never)."""
+    workdir: str
+    outputs: tuple[str, ...] = ()
+    every_steps: int | None = None
+    every_seconds: float | None = None
+    every_epochs: int | None = None
+    keep_last: int = 5
+    grace_s: float = 30.0
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> WorkerConfig:
+        tuples = {name: tuple(document.get(name, ())) for name in ("secret_names", "outputs")}
+        return cls(**{**document, **tuples})
+
+    @property
+    def paths(self) -> WorkerPaths:
+        return WorkerPaths(self.job_id, self.rank, Path(self.node_root), Path(self.logs_root), self.attempt)
+
+
+@dataclass(frozen=True)
+class WorkerPaths:
+    """Everything a worker keeps on its machine; nothing else is written there."""
+
+    job_id: str
+    rank: int
+    node_root: Path
+    logs_root: Path
+    attempt: int = 0
+
+    @property
+    def job(self) -> Path:
+        return self.node_root / "jobs" / self.job_id
+
+    @property
+    def state(self) -> Path:
+        """Journal, guard's lock, record of the process tree."""
+        return self.job / f"rank-{self.rank}"
+
+    @property
+    def workdir(self) -> Path:
+        return self.job / "workdir"
+
+    @property
+    def snapshots_job(self) -> Path:
+        return SHARED_MEMORY / f"orch-{os.getuid()}" / self.job_id
+
+    @property
+    def snapshots(self) -> Path:
+        return self.snapshots_job / f"rank-{self.rank}"
+
+    @property
+    def socket(self) -> Path:
+        return SOCKETS / f"orch-{os.getuid()}" / f"{self.job_id[:40]}-{self.rank}" / "agent.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.logs_root / self.job_id / f"attempt-{self.attempt:06d}" / f"rank-{self.rank}.log"
+
+    def make(self) -> None:
+        for folder in (self.state, self.snapshots, self.log.parent, self.socket.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for shared in (self.snapshots_job.parent, self.socket.parent.parent):
+            if shared.stat().st_uid != os.getuid():
+                raise PermissionError(
+                    f"{shared} belongs to another user; orch will not put a job's state there"
+                )

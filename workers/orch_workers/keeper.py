@@ -1,0 +1,370 @@
+"""Owns the snapshots of one rank: which one is restored, which ones go to storage, and on which chain they lie.
+
+The training process fills slots; a writer thread takes the newest filled slot to storage and tries again for as
+long as storage needs. What is restored is decided from memory and storage together, always on the chain of the
+newest generation (DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from orch.model.generation import Generation
+from orch_policies.retention import Rules
+from orch_workers.checkpoint import reader, writer
+from orch_workers.checkpoint.catalog import Catalog
+from orch_workers.checkpoint.chain import Chain, tuple_of
+from orch_workers.checkpoint.errors import (
+    NothingRestorable,
+    SnapshotChanged,
+    StorageError,
+    StorageRefused,
+    Superseded,
+)
+from orch_workers.checkpoint.staging import RESTORE_INDEX, Given, Snapshot, Staging
+from orch_workers.checkpoint.storage import open_storage
+from orch_workers.config import WorkerConfig
+from orch_workers.training.slots import Slot
+
+__all__ = ["Keeper", "NothingRestorable", "Prepared"]
+
+T = TypeVar("T")
+
+RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
+RETRY_JITTER = 0.3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the next training process will restore: a READY slot file."""
+
+    path: str
+    source: str
+    generation: tuple[int, int]
+    step: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A slot that waits to be written to storage; held until it is."""
+
+    snapshot: Snapshot
+    info: Mapping[str, Any]
+
+
+class Keeper:
+    """Thread-safe. `tell(step, generation, size_bytes, seconds_s, extra)` for every commit; `note` for people."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        secrets: Mapping[str, str],
+        *,
+        tell: Callable[[int, Generation, int, float, dict[str, Any]], None],
+        note: Callable[[str], None],
+        superseded: Callable[[str], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._config, self._tell, self._note, self._superseded = config, tell, note, superseded
+        self._stopping = stopping
+        env = {**config.env, **secrets}
+        self.storage = open_storage(config.storage_url, config.storage_options, env, unfenced=config.unfenced)
+        self.catalog = Catalog(self.storage, config.job_id)
+        self._lock = threading.Condition()
+        fallback = config.paths.job / f"snapshots-{config.rank}"
+        self._staging = Staging(config.paths.snapshots, config.rank, fallback=fallback, warn=note)
+        self._chain: Chain | None = None  # of the newest generation that has a state
+        self._next: Chain | None = None  # of the generation that is starting
+        self._begun: Chain | None = None  # the newest that is written down in storage
+        self._generation = (config.attempt, 0)
+        self._prepared: Prepared | None = None
+        self._filled: list[Filled] = []
+        self._writing: Filled | None = None
+        self._closed = False
+        self._trouble = ""
+        self._committed_step: int | None = None
+        self._swept_for: tuple[int, int] | None = None
+        self.saved_s = time.monotonic()
+        self.saved_step = 0
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="restore")
+        self._preparing: Future[Prepared | None] | None = None
+        self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
+
+    # set-up
+
+    def open(self) -> None:
+        """Finds the chain in storage and in what an earlier agent left here; adopts its newest snapshot.
+
+        Waits for storage that is away unless the newest state is known to lie in this machine's memory.
+        """
+        local = self._staging.load_lineage()
+        self._begun = self._patiently(self.catalog.chain, local)
+        known = [chain for chain in (local, self._begun) if chain is not None]
+        self._chain = max(known, key=lambda chain: chain.generation, default=None)
+        if self._chain is not None:
+            adopted = self._staging.newest_ready(self._chain)
+            if adopted is not None and adopted.index != RESTORE_INDEX:
+                self._queue(adopted, {"reason": "adopted"})
+        self._writer.start()
+
+    def _patiently(self, ask: Callable[[], T], local: Chain | None) -> T | None:
+        """What storage answers, waited for; None when it is away and nothing newer than our memory can be there.
+
+        The agent before this one was here and left its chain: then what it held is the newest there is.
+        """
+        tries = 0
+        while True:
+            try:
+                return ask()
+            except StorageRefused:
+                raise
+            except StorageError as error:
+                self._set_trouble(str(error))
+                if local is not None and local.generation[0] >= self._config.attempt - 1:
+                    return None
+                if self._stopping.is_set():
+                    raise InterruptedError("stopped while storage was away") from error
+                tries += 1
+                self._stopping.wait(_pause_s(tries))
+
+    # one generation after the other
+
+    def start_generation(self, generation: Generation) -> None:
+        """Looks for what the process of `generation` will restore while that process starts (`prepared`)."""
+        self._preparing = self._preparer.submit(self._prepare, generation)
+
+    def prepared(self) -> Prepared | None:
+        """What `start_generation` found, waited for: a READY slot file, or None when the job never had any state.
+
+        Raises NothingRestorable when there were states and none can be used.
+        """
+        assert self._preparing is not None
+        return self._preparing.result()
+
+    def open_object(self, path: str) -> io.BytesIO:
+        """An object of the job's folder in storage, whole; storage that is away is waited for."""
+        data = self._patiently(lambda: self.storage.read(self.catalog.path(path)), None)
+        assert data is not None
+        return io.BytesIO(data)
+
+    def create_object(self, path: str, data: bytes) -> None:
+        """Writes a new object; `path` is a whole one (`catalog.path`)."""
+        self.storage.create(path, data)
+
+    def _prepare(self, generation: Generation) -> Prepared | None:
+        """The newest state on the chain. May wait for storage."""
+        with self._lock:
+            self._generation = tuple_of(generation)
+            chain = self._chain
+            memory = None if chain is None else self._staging.newest_ready(chain)
+        found = None if chain is None else self._newest(chain, memory)
+        with self._lock:
+            if self._prepared is not None:
+                self._staging.release(self._prepared.index, "restore")
+            if found is not None:
+                self._staging.hold(found.index, "restore")
+            self._prepared = found
+            if chain is None or found is None:
+                self._next = Chain.root(self._generation)
+            else:
+                self._next = chain.fork(self._generation, found.generation, found.step)
+        return found
+
+    def _newest(self, chain: Chain, memory: Snapshot | None) -> Prepared | None:
+        """Newest first over memory and storage; at the same step memory, which costs nothing."""
+        if memory is not None and self._committed_step is not None and memory.step >= self._committed_step:
+            return _prepared(memory, "memory")  # storage has nothing newer, and need not be asked
+        local = chain if memory is not None else None
+        newer_than = -1 if memory is None else memory.step
+
+        def ask() -> Snapshot | None:
+            self._begin(chain)
+            restored = reader.find_and_restore(
+                self.catalog,
+                self._config.rank,
+                self._staging.make_restore_file,
+                newer_than=newer_than,
+                committed_before=self._committed_step is not None,
+                world_size=self._config.world_size,
+            )
+            if restored is None:
+                return None
+            for bad in restored.rejected:
+                self._note(f"the checkpoint of step {bad.step} is damaged and in quarantine: {bad.reason}")
+            with self._lock:
+                return self._staging.restored()
+
+        stored = self._patiently(ask, local)
+        if stored is not None:
+            return _prepared(stored, "storage")
+        return None if memory is None else _prepared(memory, "memory")
+
+    def restored(self) -> None:
+        """The training process has loaded what was prepared: its generation lies on the chain from now on."""
+        with self._lock:
+            if self._prepared is not None:
+                self._staging.release(self._prepared.index, "restore")
+                self._prepared = None
+            if self._next is not None:
+                self._establish(self._next)
+
+    def _establish(self, chain: Chain) -> None:
+        if self._chain is not None and chain.generation <= self._chain.generation:
+            return
+        self._staging.save_lineage(chain)
+        self._chain = chain
+        self.saved_s = time.monotonic()
+
+    def process_gone(self) -> None:
+        """The training process is dead: a slot it was filling is free again."""
+        with self._lock:
+            self._staging.abandon()
+
+    # saving
+
+    def acquire(self, size_bytes: int) -> Given | None:
+        """A slot to fill, or None while there is none free."""
+        with self._lock:
+            if self._chain is None or self._chain.generation < self._generation:
+                # It saves without having restored anything: it started from nothing, and so does its chain.
+                self._establish(Chain.root(self._generation))
+            return self._staging.acquire(size_bytes)
+
+    def saved(self, index: int, info: Mapping[str, Any]) -> None:
+        with self._lock:
+            snapshot = self._staging.ready(index)
+            self.saved_s, self.saved_step = time.monotonic(), snapshot.step
+            self._queue(snapshot, dict(info))
+
+    def save_failed(self) -> None:
+        with self._lock:
+            self._staging.abandon()
+
+    def _queue(self, snapshot: Snapshot, info: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._staging.hold(snapshot.index, "upload")
+            self._filled.append(Filled(snapshot, info))
+            self._lock.notify_all()
+
+    # writing
+
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closed or self._filled)
+                if not self._filled:
+                    return
+                # The newest first: where storage is slow, an older one would only delay it.
+                self._filled.sort(key=lambda filled: (filled.snapshot.step, filled.snapshot.generation))
+                self._writing = self._filled.pop()
+                for older in self._filled:
+                    self._staging.release(older.snapshot.index, "upload")
+                self._filled = []
+            self._write(self._writing)
+            with self._lock:
+                self._staging.release(self._writing.snapshot.index, "upload")
+                self._writing = None
+                self._lock.notify_all()
+
+    def _write(self, filled: Filled) -> None:
+        """Tries until it is committed, a newer snapshot waits, or nobody wants it any more."""
+        tries = 0
+        while True:
+            try:
+                self._write_once(filled)
+                self._set_trouble("")
+                return
+            except Superseded as error:
+                self._superseded(str(error))
+                return
+            except SnapshotChanged:
+                return
+            except (
+                Exception
+            ) as error:  # storage's, or a fault of ours: neither may end the keeping of the state
+                tries += 1
+                self._set_trouble(f"step {filled.snapshot.step} is not in storage yet: {error}")
+                with self._lock:
+                    newer = lambda: self._closed or bool(self._filled)  # noqa: E731
+                    if self._lock.wait_for(newer, timeout=_pause_s(tries)):
+                        return
+
+    def _begin(self, chain: Chain) -> None:
+        """In storage before its first commit, and before anything is read on its behalf."""
+        if self._begun is None or self._begun.generation < chain.generation:
+            self._begun = self.catalog.begin(chain)
+
+    def _write_once(self, filled: Filled) -> None:
+        with self._lock:
+            chain = self._chain
+        assert chain is not None
+        self._begin(chain)
+        slot = Slot(filled.snapshot.path)
+        try:
+            done = writer.commit(
+                self.catalog,
+                slot,
+                rank=self._config.rank,
+                world_size=self._config.world_size,
+                code_digest=self._config.code_digest,
+            )
+        finally:
+            slot.close()
+        self._committed_step = max(done.step, self._committed_step or 0)
+        removed = self.catalog.retain(Rules(last=self._config.keep_last)).removed
+        if self._swept_for != done.generation:
+            self.catalog.sweep(protect=self._on_their_way())
+            self._swept_for = done.generation
+        extra = {
+            **{name: filled.info.get(name) for name in ("epoch", "reason", "blocked_s")},
+            "deleted": [[str(Generation(*point.generation)), point.step] for point in removed],
+        }
+        self._tell(done.step, Generation(*done.generation), done.size_bytes, done.seconds_s, extra)
+
+    def _on_their_way(self) -> list[tuple[tuple[int, int], int]]:
+        with self._lock:
+            return [(snapshot.generation, snapshot.step) for snapshot in self._staging.snapshots()]
+
+    def drain(self, limit_s: float | None) -> bool:
+        """Waits until everything that was saved is in storage. False: not within `limit_s`."""
+        with self._lock:
+            return self._lock.wait_for(
+                lambda: (not self._filled and self._writing is None) or not self._writer.is_alive(),
+                timeout=limit_s,
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+
+    # telling
+
+    def _set_trouble(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                self._note(f"storage: {trouble}")
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "storage_trouble": self._trouble,
+            "snapshot_step": self.saved_step or None,
+        }
+
+
+def _pause_s(tries: int) -> float:
+    nominal_s = float(min(RETRY_MIN_S * 2 ** min(tries - 1, 16), RETRY_MAX_S))
+    return nominal_s * (1 - RETRY_JITTER * random.random())
+
+
+def _prepared(snapshot: Snapshot, source: str) -> Prepared:
+    return Prepared(snapshot.path, source, snapshot.generation, snapshot.step, snapshot.index)

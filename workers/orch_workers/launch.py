@@ -1,0 +1,267 @@
+"""Everything around one training process: its folder, environment, socket, page, log, and its guarded start."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from orch.model.generation import Generation
+from orch_policies import interval
+from orch_workers import bundle, code, environment
+from orch_workers.config import WorkerConfig
+from orch_workers.leftovers import wait_predecessor
+from orch_workers.process import Event as ProcessEvent
+from orch_workers.process import Exited, Gone, GuardedProcess, Stuck, split_command
+from orch_workers.session import SessionRefusedError, SessionServer
+from orch_workers.training.page import Page, Progress
+
+if TYPE_CHECKING:
+    from orch_workers.keeper import Keeper
+
+PREDECESSOR_LIMIT_S = 60.0
+"""How long an earlier agent's guard may take to end what it guards."""
+KILL_LIMIT_S = 30.0
+LEAVE_SHARE = 0.7
+"""Part of the grace period in which a training process that listens may leave by itself, before SIGTERM."""
+BUSY_POLL_S = 0.02
+SIGKILL = 9
+
+
+class Listener(Protocol):
+    """Whom the launcher tells what happens; `Worker` is one. Called from several threads."""
+
+    def on_restored(self, step: int, source: str, seconds_s: float) -> None: ...
+    def on_mismatch(self, message: str) -> None: ...
+    def on_metrics(self, values: Mapping[str, Any]) -> None: ...
+    def on_finished(self) -> None: ...
+    def on_exit(self, code: int | None, signal: int | None, at_ns: int) -> None: ...
+    def on_unrestorable(self, message: str) -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+class Launcher:
+    """One process at a time: `start`, then the listener's `on_exit` when nothing of it is left.
+
+    Also the handlers of its socket (session.Handlers).
+    """
+
+    def __init__(
+        self, config: WorkerConfig, secrets: Mapping[str, str], listener: Listener, keeper: Keeper
+    ) -> None:
+        self._config, self._paths = config, config.paths
+        self._secrets, self._listener, self._keeper = secrets, listener, keeper
+        self._process: GuardedProcess | None = None
+        self._session: SessionServer | None = None
+        self._every = interval.Every(config.every_steps, config.every_seconds, config.every_epochs)
+        self._asked: tuple[int, float | None] = (0, None)
+        self._generation = Generation(config.attempt, 0)
+        self._leaving = threading.Event()
+        self._gone = threading.Event()
+        self._workdir = Path(config.workdir)
+        self._bundle: Path | None = None
+        self.said_hello = False
+        self._page: Page | None = None
+
+    # set-up
+
+    def prepare(self) -> int:
+        """Waits for what an earlier agent left behind, and puts the code in place.
+
+        Returns the step at which a predecessor's process stood when it died (0: none).
+        """
+        wait_predecessor(self._paths.state, PREDECESSOR_LIMIT_S)
+        page_path = self._paths.snapshots / "page"
+        self._page = Page(str(page_path), create=not page_path.exists())
+        stood_at = self._page.read_progress().step
+        node_root = Path(self._config.node_root)
+        self._bundle = bundle.ensure(node_root)
+        if self._config.code_digest is not None:
+            unpacked = code.unpack(self._open_code, self._config.code_digest, node_root)
+            self._workdir = code.working_copy(unpacked, self._paths.workdir)
+        elif not self._workdir.is_absolute():
+            self._paths.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._workdir = self._paths.workdir
+        return stood_at
+
+    def _open_code(self) -> BinaryIO:
+        return self._keeper.open_object(f"code/{self._config.code_digest}.zip")
+
+    @property
+    def workdir(self) -> Path:
+        return self._workdir
+
+    # start and stop
+
+    def start(self, generation: Generation) -> int:
+        """Starts the command; returns its pid."""
+        assert self._page is not None
+        assert self._bundle is not None
+        self._generation, self.said_hello = generation, False
+        self._asked = (0, None)
+        self._gone.clear()
+        self._page.reset()
+        if self._session is not None:
+            self._session.close()
+        self._session = SessionServer(self._paths.socket, self._page_path, self)
+        self._process = GuardedProcess.start(
+            split_command(self._config.run),
+            env=self._environment(self._bundle),
+            cwd=self._workdir,
+            log_path=self._paths.log,
+            state_dir=self._paths.state,
+            on_event=self._on_process,
+        )
+        return self._process.pid
+
+    @property
+    def _page_path(self) -> str:
+        return str(self._paths.snapshots / "page")
+
+    def _environment(self, bundle_folder: Path) -> dict[str, str]:
+        config = self._config
+        return environment.build(
+            base=os.environ,
+            job_env=config.env,
+            secrets=self._secrets,
+            bundle=bundle_folder,
+            job_id=config.job_id,
+            generation=str(self._generation),
+            socket=self._paths.socket,
+            rank=config.rank,
+            world_size=config.world_size,
+            gpus=config.gpus,
+            checkpoint_dir=self._paths.job / "checkpoints",
+        )
+
+    def _on_process(self, event: ProcessEvent) -> None:
+        match event:
+            case Gone(exited=exited, t_monotonic_ns=at_ns):
+                self._gone.set()
+                if exited is None:  # the guard was killed, and nobody saw the exit status
+                    self._listener.on_exit(None, SIGKILL, at_ns)
+                else:
+                    self._listener.on_exit(exited.code, exited.signal, exited.t_monotonic_ns)
+            case Stuck(pids=pids):
+                self._listener.note(
+                    f"processes {', '.join(map(str, pids))} of the job do not die; nothing starts yet"
+                )
+            case Exited():
+                pass  # `Gone` follows as soon as the rest of its tree has ended
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and not self._gone.is_set()
+
+    def stop(self, grace_s: float) -> None:
+        """A process that listens leaves at its next step, with its state; then TERM, then KILL of the whole tree."""
+        process = self._process
+        if process is None or not self.running:
+            return
+        self._leaving.set()
+        if grace_s <= 0:
+            process.kill()
+            return
+        if not self.said_hello or self._page is None:
+            process.stop(grace_s)
+            return
+        self._page.put_word(save_at=0, stop=True, deadline_ns=time.monotonic_ns() + int(grace_s * 1e9))
+        waiter = threading.Thread(target=self._stop_later, args=(process, grace_s), name="stop", daemon=True)
+        waiter.start()
+
+    def _stop_later(self, process: GuardedProcess, grace_s: float) -> None:
+        if not process.wait_gone(grace_s * LEAVE_SHARE):
+            process.stop(grace_s * (1 - LEAVE_SHARE))
+
+    def kill(self) -> None:
+        """Ends what still runs; returns when nothing does."""
+        self._leaving.set()
+        if self._process is not None and self.running:
+            self._process.kill()
+            self._process.wait_gone(KILL_LIMIT_S)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    # what it says, looked up
+
+    def progress(self) -> Progress:
+        assert self._page is not None
+        return self._page.read_progress()
+
+    def pids(self) -> list[int]:
+        return self._process.tree() if self._process is not None and self.running else []
+
+    def save_when_due(self, step: int) -> None:
+        """By the clock; steps and epochs are counted by the training process itself."""
+        assert self._page is not None
+        now_s = time.monotonic()
+        asked_step, asked_s = self._asked
+        progress = interval.Progress(
+            step=step,
+            saved_s=self._keeper.saved_s,
+            saved_step=self._keeper.saved_step,
+            asked_step=asked_step,
+            asked_s=asked_s,
+        )
+        due = interval.next_save(self._every, progress, now_s)
+        if due.save_at is not None:
+            self._asked = (due.save_at, now_s)
+            self._page.put_word(save_at=due.save_at, stop=self._leaving.is_set())
+
+    # session.Handlers: called from the connection's thread, in order
+
+    def on_hello(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            found = self._keeper.prepared()
+        except Exception as error:
+            self._listener.on_unrestorable(str(error))
+            raise SessionRefusedError(str(error)) from error
+        self.said_hello = True
+        restore = None
+        if found is not None:
+            generation = str(Generation(*found.generation))
+            restore = {
+                "path": found.path,
+                "source": found.source,
+                "generation": generation,
+                "step": found.step,
+            }
+        return {"generation": str(self._generation), "rules": self._every.rules(), "restore": restore}
+
+    def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
+        while True:
+            given = self._keeper.acquire(size_bytes)
+            if given is not None:
+                return given.index, given.path
+            if not wait or self._gone.is_set():
+                return None
+            time.sleep(BUSY_POLL_S)
+
+    def on_saved(self, index: int, info: Mapping[str, Any]) -> None:
+        self._keeper.saved(index, info)
+
+    def on_save_failed(self, index: int, message: str) -> None:
+        self._keeper.save_failed()
+        self._listener.note(f"a snapshot could not be taken: {message}")
+
+    def on_metrics(self, step: int, epoch: int, values: Mapping[str, Any]) -> None:
+        self._listener.on_metrics(values)
+
+    def on_note(self, level: str, message: str) -> None:
+        self._listener.note(message)
+
+    def on_mismatch(self, message: str) -> None:
+        self._listener.on_mismatch(message)
+
+    def on_restored(self, step: int, source: str, seconds_s: float) -> None:
+        self._keeper.restored()
+        if source in {"memory", "storage"}:
+            self._listener.on_restored(step, source, seconds_s)
+
+    def on_finished(self, step: int, epoch: int) -> None:
+        self._listener.on_finished()

@@ -1,0 +1,364 @@
+"""One rank on one machine: decides about its training process, in a single thread that takes one event at a time.
+
+The process, the socket, the writer and the controller's calls live in threads of their own and only put calls
+into this loop's queue, so every decision sees the one before it. The worker knows nothing of Ray: `agent.py`
+wraps it in an actor, the tests run it as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orch.model.events import (
+    CheckpointCommitted,
+    ProcessExited,
+    ProcessStarted,
+    Recovered,
+    RestartDecided,
+    Restored,
+    WorkerEnded,
+)
+from orch.model.generation import Generation
+from orch_policies.restart import Failure
+from orch_workers.config import WorkerConfig
+from orch_workers.deliver import deliver
+from orch_workers.keeper import Keeper, NothingRestorable
+from orch_workers.launch import Launcher
+from orch_workers.ledger import Ledger
+from orch_workers.logs import LogShipper, last_traceback, tail
+from orch_workers.redaction import Redactor
+from orch_workers.reports import Reports
+from orch_workers.sampling import Sampler
+
+TICK_S = 0.25
+"""How often the loop looks at the progress page when nothing happens."""
+TICK_RECOVERING_S = 0.02
+"""The same while the first new step after a start is awaited: its time is reported."""
+PROGRESS_EVERY_S = 1.0
+DRAIN_LIMIT_S = 20.0
+"""How long the newest snapshot may take to reach storage when the job was told to stop."""
+NOTES_MAX = 20
+OUTPUT_TAIL_BYTES = 64 << 10
+
+
+class Worker:
+    """Lives from `start` until its worker ended; then it only answers."""
+
+    def __init__(
+        self, config: WorkerConfig, reports: Reports, secrets: Callable[[], Mapping[str, str]]
+    ) -> None:
+        self._config, self._reports, self._secrets = config, reports, secrets
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ledger = Ledger(config.policy)
+        self._generation = Generation(config.attempt, 0)
+        self._stop_outcome: str | None = None
+        self._stop_at: float | None = None
+        self.stopping = threading.Event()
+        self._start_at: float | None = None
+        self._exit_at_ns: int | None = None
+        self._reached = 0
+        self._restored_step: int | None = None
+        self._awaiting_first_step = False
+        self._fatal: str | None = None
+        self._finished = False
+        self._ended = False
+        self._told_at, self._told_step, self._rate = 0.0, 0, 0.0
+        self._metrics: dict[str, Any] = {}
+        self._notes: list[str] = []
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
+        self._sampler = Sampler(visible)
+        self._shipper: LogShipper | None = None
+        self._redactor = Redactor()
+        self._keeper: Keeper | None = None
+        self._launcher: Launcher | None = None
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+
+    # called from other threads
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, outcome: str, grace_s: float) -> None:
+        """Ends the worker as `outcome` ("stopped" or "left") within `grace_s` seconds; 0 kills at once."""
+        self.stopping.set()
+        self._inbox.put(lambda: self._on_stop(outcome, grace_s))
+
+    def note(self, message: str) -> None:
+        """Something a person should see in status."""
+        self._inbox.put(lambda: self._on_note(message))
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    # the loop
+
+    def _run(self) -> None:
+        try:
+            self._set_up()
+        except NothingRestorable as error:
+            self._end("blocked", str(error))
+        except Exception as error:
+            # Whatever could not be set up is the job's problem with its reason, never a silent agent.
+            self._end("stopped" if self.stopping.is_set() else "failed", f"{type(error).__name__}: {error}")
+        while True:
+            try:
+                call = self._inbox.get(timeout=TICK_RECOVERING_S if self._awaiting_first_step else TICK_S)
+            except queue.Empty:
+                call = self._tick
+            if self._ended:
+                continue
+            try:
+                call()
+                if call != self._tick and self._awaiting_first_step:
+                    self._tick()
+            except NothingRestorable as error:
+                self._end("blocked", str(error))
+            except Exception as error:
+                self._end("failed", f"internal error of the agent: {type(error).__name__}: {error}")
+
+    def _set_up(self) -> None:
+        secrets = self._secrets()
+        self._redactor = Redactor(secrets.values())
+        self._keeper = Keeper(
+            self._config,
+            secrets,
+            tell=self._tell_committed,
+            note=self.note,
+            superseded=self._on_superseded,
+            stopping=self.stopping,
+        )
+        self._launcher = Launcher(self._config, secrets, self, self._keeper)
+        self._reached = self._launcher.prepare()
+        self._keeper.open()
+        if not self.stopping.is_set():
+            self._start_process()
+
+    def _tell_committed(
+        self, step: int, generation: Generation, size_bytes: int, seconds_s: float, extra: dict[str, Any]
+    ) -> None:
+        self._ledger.committed(step)
+        self._reports.add(
+            CheckpointCommitted(generation=generation, step=step, size_bytes=size_bytes, seconds_s=seconds_s),
+            **extra,
+        )
+
+    def _start_process(self) -> None:
+        self._start_at = None
+        self._generation = Generation(self._config.attempt, self._generation.restart + 1)
+        self._restored_step, self._fatal, self._finished = None, None, False
+        assert self._keeper is not None
+        assert self._launcher is not None
+        self._keeper.start_generation(self._generation)
+        self._ship_log(self._keeper)
+        pid = self._launcher.start(self._generation)
+        self._awaiting_first_step = True
+        self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
+
+    def _ship_log(self, keeper: Keeper) -> None:
+        prefix = keeper.catalog.path("logs", str(self._generation), str(self._config.rank))
+        if self._shipper is None:
+            self._shipper = LogShipper(
+                self._config.paths.log, keeper.create_object, prefix, redactor=self._redactor
+            )
+        else:
+            self._shipper.begin(prefix)
+
+    # what the training process says (through the launcher)
+
+    def on_restored(self, step: int, source: str, seconds_s: float) -> None:
+        def act() -> None:
+            self._restored_step = step
+            self._reports.add(
+                Restored(
+                    generation=self._generation,
+                    step=step,
+                    source=source,
+                    rank=self._config.rank,
+                    seconds_s=seconds_s,
+                )
+            )
+
+        self._inbox.put(act)
+
+    def on_mismatch(self, message: str) -> None:
+        def act() -> None:
+            self._fatal = message
+
+        self._inbox.put(act)
+
+    def on_metrics(self, values: Mapping[str, Any]) -> None:
+        self._inbox.put(lambda: self._metrics.update(values))
+
+    def on_finished(self) -> None:
+        def act() -> None:
+            self._finished = True
+
+        self._inbox.put(act)
+
+    def on_unrestorable(self, message: str) -> None:
+        self._inbox.put(lambda: self._end("blocked", message))
+
+    def _on_superseded(self, message: str) -> None:
+        self._inbox.put(lambda: self._end("left", f"a newer generation of this job exists: {message}"))
+
+    def on_exit(self, code: int | None, signal: int | None, at_ns: int) -> None:
+        """The command ended and nothing of its tree is left."""
+        self._inbox.put(lambda: self._on_exit(code, signal, at_ns))
+
+    def _on_note(self, message: str) -> None:
+        if message not in self._notes:
+            self._notes = [*self._notes, message][-NOTES_MAX:]
+            self._tell_progress()
+
+    def _on_stop(self, outcome: str, grace_s: float) -> None:
+        if self._launcher is None or not self._launcher.running:
+            self._end(outcome, "stopped before a training process ran")
+            return
+        self._stop_outcome = outcome
+        self._launcher.stop(grace_s)
+
+    # the process ended
+
+    def _on_exit(self, code: int | None, signal: int | None, at_ns: int) -> None:
+        assert self._launcher is not None
+        assert self._keeper is not None
+        self._look_at_page()
+        known = self._launcher.said_hello
+        step = self._launcher.progress().step or self._restored_step or 0
+        self._exit_at_ns, self._awaiting_first_step = at_ns, False
+        self._keeper.process_gone()
+        if self._stop_outcome is not None and not self._finished:
+            self._end(self._stop_outcome, "left when told to", exit_code=code, step=step)
+        elif code == 0:
+            self._end("succeeded", "the command exited with code 0", exit_code=0, step=step)
+        else:
+            self._decide(code, signal, step if known else None)
+
+    def _decide(self, code: int | None, signal: int | None, step: int | None) -> None:
+        log_tail = tail(self._config.paths.log, OUTPUT_TAIL_BYTES, self._redactor)
+        traceback = last_traceback(log_tail)
+        kind: Any = "fatal" if self._fatal else "process_exit"
+        failure = Failure(
+            kind, exit_code=code, signal=signal, step=step, output_tail=log_tail, message=self._fatal or ""
+        )
+        decision = self._ledger.decide(failure, str(self._generation))
+        evidence = f"exit code {code}" if signal is None else f"signal {signal}"
+        self._reports.add(
+            ProcessExited(
+                generation=self._generation,
+                rank=self._config.rank,
+                code=code,
+                signal=signal,
+                step=step,
+                evidence=f"{evidence}, reported by wait",
+            ),
+            traceback=traceback,
+        )
+        if decision.action == "fail":
+            self._end("failed", decision.reason, exit_code=code, traceback=traceback, step=step)
+            return
+        following = Generation(self._config.attempt, self._generation.restart + 1)
+        # In the journal on disk before it is acted on: write down, then act.
+        self._reports.add(
+            RestartDecided(
+                generation=following,
+                reason=decision.reason,
+                charge_to=decision.charge_to,
+                delay_s=decision.delay_s,
+                step=step,
+                failure=failure.to_dict() | {"output_tail": ""},
+            )
+        )
+        if decision.delay_s <= 0:
+            self._start_process()
+        else:
+            self._start_at = time.monotonic() + decision.delay_s
+
+    def _end(self, outcome: str, reason: str, **more: Any) -> None:
+        """Everything that is to be kept is kept, then the end is told. What cannot be kept is said."""
+        if self._ended:
+            return
+        launcher, keeper = self._launcher, self._keeper
+        if launcher is not None:
+            launcher.kill()
+        if keeper is not None:
+            # A finished job waits for its last checkpoint as long as storage needs; a stopped one for a while.
+            limit_s = None if outcome == "succeeded" else DRAIN_LIMIT_S
+            if not keeper.drain(limit_s):
+                reason += "; its newest snapshot did not reach storage"
+        if launcher is not None and keeper is not None:
+            for problem in deliver(keeper.catalog, launcher.workdir, self._config.outputs, self._generation):
+                self._on_note(f"an output could not be brought back: {problem}")
+            launcher.close()
+        if self._shipper is not None:
+            self._shipper.close()
+        if keeper is not None:
+            keeper.close()
+        self._tell_progress()
+        self._ended = True
+        self._reports.add(
+            WorkerEnded(
+                attempt=self._config.attempt, rank=self._config.rank, outcome=outcome, reason=reason, **more
+            )
+        )
+
+    # time passing
+
+    def _tick(self) -> None:
+        if self._start_at is not None and time.monotonic() >= self._start_at:
+            if self._stop_outcome is None and not self.stopping.is_set():
+                self._start_process()
+            return
+        self._look_at_page()
+        if time.monotonic() - self._told_at >= PROGRESS_EVERY_S:
+            self._tell_progress()
+
+    def _look_at_page(self) -> None:
+        launcher = self._launcher
+        if launcher is None or not launcher.said_hello:
+            return
+        progress = launcher.progress()
+        if progress.step > (self._restored_step or 0) and self._awaiting_first_step:
+            self._awaiting_first_step = False
+            self._tell_recovered(progress.step, progress.monotonic_ns)
+        if progress.step > self._reached:
+            self._reached = progress.step
+            self._ledger.stepped(progress.step)
+        if self._stop_outcome is None:
+            launcher.save_when_due(progress.step)
+
+    def _tell_recovered(self, step: int, at_ns: int) -> None:
+        recovery_s = None if self._exit_at_ns is None else (at_ns - self._exit_at_ns) / 1e9
+        lost = max(0, max(self._reached, self._ledger.highest_step) - (self._restored_step or 0))
+        self._reports.add(
+            Recovered(generation=self._generation, step=step, recovery_s=recovery_s, lost_steps=lost)
+        )
+
+    def _tell_progress(self) -> None:
+        launcher, keeper = self._launcher, self._keeper
+        if launcher is None or keeper is None:
+            return
+        now = time.monotonic()
+        page = launcher.progress() if launcher.said_hello else None
+        if page is not None and page.step >= self._told_step and now > self._told_at:
+            self._rate = (page.step - self._told_step) / (now - self._told_at) if self._told_at else 0.0
+        self._told_at, self._told_step = now, page.step if page else 0
+        self._reports.progress(
+            {
+                "generation": str(self._generation),
+                "step": page.step if page else None,
+                "epoch": page.epoch if page else None,
+                "metrics": dict(self._metrics),
+                "steps_per_s": round(self._rate, 3) if page else None,
+                "aware": launcher.said_hello,
+                "notes": list(self._notes),
+                "usage": self._sampler.sample(launcher.pids()),
+                **keeper.status(),
+            }
+        )
