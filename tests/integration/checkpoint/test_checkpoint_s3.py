@@ -228,7 +228,7 @@ def test_storage_away_is_no_damage(tmp_path):
         catalog = Catalog(open_storage(server.url("away"), server.options, server.env), "job")
         catalog.begin_generation(G1)
         commit_at(catalog, tmp_path, G1, 5)
-        server.stop(kill=True)
+        server.stop()
         with pytest.raises(StorageUnavailable):
             find_and_restore(catalog, 0, tmp_path / "restore")
         with pytest.raises(StorageUnavailable):
