@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orch.cli.output import Progress
     from orch.control.home import Home
 
-PROGRAM = "orch.control.bootstrap"
+PROGRAM = "orch.api.bootstrap"
 LOG_NAME = "bootstrap.log"
 LOG_TAIL_LINES = 10
 

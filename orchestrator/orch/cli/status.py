@@ -63,13 +63,14 @@ def _show(jobs: list[Document], *, one: bool, output_format: Format) -> None:
     elif not jobs:
         output.say("no jobs yet; `orch submit job.yaml` starts one")
     else:
-        output.console().print(_render(jobs, one=one))
+        console = output.console()
+        console.print(_render(jobs, console.width, one=one))
 
 
-def _render(jobs: list[Document], *, one: bool) -> Any:
+def _render(jobs: list[Document], width: int, *, one: bool) -> Any:
     from orch.cli import tables
 
-    return tables.job_view(jobs[0]) if one else tables.jobs_table(jobs)
+    return tables.job_view(jobs[0]) if one else tables.jobs_table(jobs, width)
 
 
 def _watch(client: "Client", job: str | None, limit: int | None, output_format: Format) -> None:
@@ -83,10 +84,12 @@ def _watch(client: "Client", job: str | None, limit: int | None, output_format: 
 
     from orch.cli.following import ENDED
 
-    with Live(console=output.console(), auto_refresh=False) as live:
+    console = output.console()
+    with Live(console=console, auto_refresh=False) as live:
         while True:
             jobs = _look(client, job, limit)
-            live.update(_render(jobs, one=job is not None) if jobs else "no jobs yet", refresh=True)
+            shown = _render(jobs, console.width, one=job is not None) if jobs else "no jobs yet"
+            live.update(shown, refresh=True)
             if job is not None and jobs[0]["state"] in ENDED:
                 return
             time.sleep(WATCH_EVERY_S)

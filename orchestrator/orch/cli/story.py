@@ -6,7 +6,7 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-from orch.cli.humans import one_line, span
+from orch.cli.humans import ABSENT, count, one_line, span
 from orch.model.units import describe_size
 
 if TYPE_CHECKING:
@@ -66,6 +66,29 @@ def end_of(code: int | None, signal_number: int | None) -> str:
     return "" if code is None else f"exit code {code}"
 
 
+def start_story(attempt: Document, restart: Document) -> str:
+    """One start of the training processes: why, from what, at what price, and how it ended."""
+    end = end_of(restart.get("exit_code"), restart.get("signal"))
+    evidence = one_line(restart.get("evidence"))
+    parts = [one_line(restart.get("cause") or attempt.get("reason"))]
+    if evidence and not end:
+        parts.append(f"seen by: {evidence}")
+    decision = one_line(restart.get("decision"))
+    if decision and decision not in parts[0]:
+        parts.append(decision)
+    if restart.get("restored_step") is not None:
+        parts.append(
+            f"restored step {restart['restored_step']} from {restart.get('restored_from') or 'storage'}"
+        )
+    if restart.get("lost_steps") is not None:
+        parts.append(f"{count(restart['lost_steps'], 'step')} lost")
+    if restart.get("recovery_s") is not None:
+        parts.append(f"first new step after {span(restart['recovery_s'])}")
+    if end:
+        parts.append(f"ended with {end}" + (f" ({evidence})" if evidence else ""))
+    return "; ".join(part for part in parts if part) or ABSENT
+
+
 def _exited(data: Document) -> str:
     end = end_of(data.get("code"), data.get("signal"))
     return f"training process of rank {data.get('rank', 0)} ended{_with(end)}{_at(data)}"
@@ -93,7 +116,7 @@ def _recovered(data: Document) -> str:
     text = f"first new step {data.get('step')}"
     if data.get("recovery_s") is not None:
         text += f" after {span(data['recovery_s'])}"
-    return f"{text}, {data.get('lost_steps', 0)} steps lost"
+    return f"{text}, {count(data.get('lost_steps', 0), 'step')} lost"
 
 
 def _restored(data: Document) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orch.cli.humans import ABSENT, between_s, clock, number, one_line, percent, span
 from orch.cli.output import is_terminal
-from orch.cli.story import end_of
+from orch.cli.story import start_story
 from orch.model.units import describe_size
 
 if TYPE_CHECKING:
@@ -37,26 +37,53 @@ STATE_STYLES = {
 CHECKPOINTS_SHOWN = 5
 METRICS_SHOWN = 3
 METRIC_FIRST = "loss"
+FLAG_STYLE = "bold yellow"
+GAP = 2
+"""Columns of a terminal between two of a table."""
+REASON_COLUMNS_MIN = 24
+DROPPED_FIRST = ("STEPS/S", "EPOCH", "METRICS", "TIME", "RESTARTS", "CHECKPOINT")
+"""What a narrow terminal does without."""
 
 
-def jobs_table(jobs: Sequence[Document]) -> Table:
-    right = {"STEP", "EPOCH", "STEPS/S", "RESTARTS", "TIME"}
-    columns = ["JOB", "STATE", "STEP", "EPOCH", "STEPS/S", "METRICS", "CHECKPOINT", "RESTARTS", "TIME"]
-    table = _table([*columns, "REASON"], right=right)
-    for job in jobs:
-        table.add_row(
-            job["id"],
-            state_text(job),
-            number(job.get("step")),
-            number(job.get("epoch")),
-            number(job.get("steps_per_s")),
-            metrics_text(job.get("metrics")),
-            checkpoint_text(job.get("last_checkpoint")),
-            number(job.get("restarts")),
-            span(between_s(job.get("submitted"), job.get("ended"))),
-            one_line(job.get("reason")),
-        )
+def jobs_table(jobs: Sequence[Document], width: int) -> Table:
+    """`width`: of the terminal. Columns that leave no room for the reasons go, the least needed first."""
+    rows = [_job_cells(job) for job in jobs]
+    columns = [name for name in _job_cells({}) if name != "FLAGS" or any(job.get("flags") for job in jobs)]
+    widths = {name: GAP + max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    reason_columns = min(widths.pop("REASON"), REASON_COLUMNS_MIN)
+    for name in DROPPED_FIRST:
+        if sum(widths.values()) + reason_columns > width:
+            widths.pop(name)
+    reason_columns = max(width - sum(widths.values()), reason_columns)
+    table = _table([*widths, "REASON"], right={"STEP", "EPOCH", "STEPS/S", "RESTARTS", "TIME"})
+    for row in rows:
+        reason = _styled("REASON", row["REASON"])
+        reason.truncate(reason_columns, overflow="ellipsis")  # one job, one line; `status JOB` has it whole
+        table.add_row(*(_styled(name, row[name]) for name in widths), reason)
     return table
+
+
+def _job_cells(job: Document) -> dict[str, str]:
+    return {
+        "JOB": job.get("id", ""),
+        "STATE": job.get("state", ""),
+        "FLAGS": " ".join(job.get("flags") or []),
+        "STEP": number(job.get("step")),
+        "EPOCH": number(job.get("epoch")),
+        "STEPS/S": number(job.get("steps_per_s")),
+        "METRICS": metrics_text(job.get("metrics")),
+        "CHECKPOINT": checkpoint_text(job.get("last_checkpoint")),
+        "RESTARTS": number(job.get("restarts")),
+        "TIME": span(between_s(job.get("submitted"), job.get("ended"))),
+        "REASON": one_line(job.get("reason")),
+    }
+
+
+def _styled(column: str, text: str) -> Text:
+    from rich.text import Text
+
+    styles = {"STATE": STATE_STYLES.get(text, ""), "FLAGS": FLAG_STYLE}
+    return Text(text, style=styles.get(column, ""))
 
 
 def job_view(job: Document) -> Group:
@@ -65,9 +92,9 @@ def job_view(job: Document) -> Group:
     from rich.text import Text
 
     parts: list[Any] = [_facts(job)]
-    restarts = _restarts_table(job)
-    if restarts.row_count:
-        parts += [Text(), Text("Attempts and restarts", style="bold"), restarts]
+    starts = _starts_table(job)
+    if starts.row_count:
+        parts += [Text(), Text("Attempts and restarts", style="bold"), starts]
     if checkpoints := job.get("checkpoints"):
         newest = sorted(checkpoints, key=lambda one: one.get("time") or "", reverse=True)
         more = len(newest) - CHECKPOINTS_SHOWN
@@ -87,7 +114,7 @@ def state_text(job: Document) -> Text:
 
     text = Text(job["state"], style=STATE_STYLES.get(job["state"], ""))
     for flag in job.get("flags") or []:
-        text.append(f" {flag}", style="bold yellow")
+        text.append(f" {flag}", style=FLAG_STYLE)
     return text
 
 
@@ -175,42 +202,22 @@ def _code(code: Document | None) -> str:
     return text or ABSENT
 
 
-def _restarts_table(job: Document) -> Table:
-    columns = ["GENERATION", "STARTED", "TOOK", "NODE", "CAUSE", "DECISION", "RESTORED", "LOST", "RECOVERY"]
-    table = _table(columns, right={"TOOK", "LOST", "RECOVERY"})
+def _starts_table(job: Document) -> Table:
+    """One row per start of the training processes, oldest first; its story takes what width there is."""
+    table = _table(["GENERATION", "STARTED", "TOOK", "NODE", "STORY"], right={"TOOK"})
     for attempt in job.get("attempts") or []:
         for restart in attempt.get("restarts") or [{}]:
+            row = restart or attempt
+            # What is not over yet ends with the job at the latest.
+            took_s = between_s(row.get("started"), row.get("ended") or job.get("ended"))
             table.add_row(
                 f"{attempt['attempt']}.{restart.get('restart', 0)}",
-                clock(restart.get("started") or attempt.get("started")),
-                span(_took_s(restart or attempt)),
+                clock(row.get("started")),
+                span(took_s),
                 one_line(attempt.get("node")) or ABSENT,
-                _cause(attempt, restart),
-                one_line(restart.get("decision")) or ABSENT,
-                _restored(restart),
-                ABSENT if restart.get("lost_steps") is None else f"{restart['lost_steps']} steps",
-                span(restart.get("recovery_s")),
+                start_story(attempt, restart),
             )
     return table
-
-
-def _took_s(row: Document) -> float | None:
-    return between_s(row.get("started"), row.get("ended"))
-
-
-def _cause(attempt: Document, restart: Document) -> str:
-    """Why this start was made, and how that was seen."""
-    cause = one_line(restart.get("cause") or attempt.get("reason"))
-    evidence = one_line(restart.get("evidence"))
-    end = end_of(restart.get("exit_code"), restart.get("signal"))
-    text = cause + (f" ({evidence})" if evidence and evidence not in cause else "")
-    return (f"{text}; ended: {end}" if text and end else text or (f"ended: {end}" if end else "")) or ABSENT
-
-
-def _restored(restart: Document) -> str:
-    if restart.get("restored_step") is None:
-        return ABSENT
-    return f"step {restart['restored_step']} from {restart.get('restored_from') or 'storage'}"
 
 
 def _checkpoints_table(checkpoints: Iterable[Document]) -> Table:
@@ -239,11 +246,11 @@ def _notes_table(notes: Iterable[Document]) -> Table:
 def _table(columns: Sequence[str], right: set[str]) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     wide = not is_terminal(sys.stdout)
     for column in columns:
         # An id that is cut is of no use, and a reader that is no terminal gets everything on one line.
-        whole = wide or column in {"JOB", "STATE", "STEP", "GENERATION"}
+        whole = wide or column not in {"STORY", "REASON"}
         justify: Literal["left", "right"] = "right" if column in right else "left"
         table.add_column(column, justify=justify, no_wrap=whole, overflow="fold")
     return table
@@ -252,7 +259,7 @@ def _table(columns: Sequence[str], right: set[str]) -> Table:
 def _grid() -> Table:
     from rich.table import Table
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid = Table.grid(padding=(0, GAP, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     return grid

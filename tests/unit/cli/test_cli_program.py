@@ -7,12 +7,14 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from orch.cli.main import app
+from orch.model import errors
 
 ORCH = [sys.executable, "-m", "orch.cli.main"]
 LIMIT_S = 60
@@ -170,3 +172,12 @@ def test_shell_completion(api, shell):
         env = os.environ | words | {"_ORCH_COMPLETE": "complete_bash"}
         out, _ = start(env=env).communicate(timeout=LIMIT_S)
         assert job.encode() in out
+
+
+def test_the_page_names_every_verb_and_every_exit_code():
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    for path in verbs():
+        if path and path[0] != "server":
+            assert f"`orch {path[0]}" in page
+    for error in (errors.WrongUse, errors.NoSuchJob, errors.NoServer, errors.TimedOut, errors.Blocked):
+        assert f"\n| {error.exit_code} | " in page

@@ -128,11 +128,12 @@ def test_text_for_a_terminal_keeps_letters_and_loses_control_characters():
 
 
 def test_the_list():
-    lines = shown(tables.jobs_table([SUMMARY])).splitlines()
+    lines = shown(tables.jobs_table([SUMMARY], 1000)).splitlines()
     cells = [cell.strip() for cell in lines[1].split("  ") if cell.strip()]
     assert cells == [
         "digits-x7k2m",
-        "RUNNING UNPROTECTED",
+        "RUNNING",
+        "UNPROTECTED",
         "900",
         "3",
         "12.35",
@@ -141,6 +142,18 @@ def test_the_list():
         "2",
         "3m12s",
     ]
+
+
+def test_a_narrow_terminal_keeps_one_line_per_job():
+    waiting = SUMMARY | {"id": "resnet-9zqwd", "flags": [], "state": "QUEUED", "reason": "waits for 4 GPUs"}
+    wide = tables.jobs_table([waiting], 200)
+    assert [column.header for column in wide.columns] == [
+        "JOB", "STATE", "STEP", "EPOCH", "STEPS/S", "METRICS", "CHECKPOINT", "RESTARTS", "TIME", "REASON",
+    ]  # fmt: skip
+    narrow = tables.jobs_table([waiting], 70)
+    assert [column.header for column in narrow.columns] == ["JOB", "STATE", "STEP", "CHECKPOINT", "REASON"]
+    tiny = tables.jobs_table([SUMMARY, waiting], 10)
+    assert [column.header for column in tiny.columns] == ["JOB", "STATE", "FLAGS", "STEP", "REASON"]
 
 
 def test_one_job_tells_its_story():
@@ -152,10 +165,8 @@ def test_one_job_tells_its_story():
         "rss 1.0 GiB, cpus 1.98",
         "abababababab, git cdcdcdcdcdcd with changes",
         "nothing keeps this job's state",
-        "the training process died (wait: signal 9); ended: SIGTERM",
-        "step 400 from memory",
-        "3 steps",
-        "0.84s",
+        "the training process died; restart in place; restored step 400 from memory; 3 steps lost",
+        "3 steps lost; first new step after 0.84s; ended with SIGTERM (wait: signal 9)",
         "Checkpoints (the newest 5 of 10)",
         "a save was skipped",
         "ValueError: �no",
