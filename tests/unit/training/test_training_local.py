@@ -90,7 +90,8 @@ def test_ctrl_c_twice_leaves_at_once(tmp_path):
 
 
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
-    other = "import subprocess, sys\nr = subprocess.run([sys.executable, sys.argv[0]], env={**os.environ, 'AT': '0'})"
+    env = "{**os.environ, 'AT': '0'}"
+    other = f"import subprocess, sys\nr = subprocess.run([sys.executable, sys.argv[0]], env={env})"
     both = start(tmp_path, AT="2", WITH="SIGCONT", THEN=other + "\nassert r.returncode == 1")
     assert both.returncode == 0, both.stderr
     assert "another process trains train-me" in both.stderr

@@ -35,6 +35,7 @@ class Batches:
         adapters: Adapters,
         say: Callable[[str], None],
         inexact: Callable[[str], None],
+        settle: Callable[[], None],
     ) -> None:
         self.seed = 0
         self.random_now: dict[str, Any] | None = None
@@ -44,6 +45,7 @@ class Batches:
         self._adapters = adapters
         self._say = say
         self._inexact = inexact
+        self._settle = settle
         self._iterators_seen: list[Any] = []
 
     def iterate(self, loader: Any, mode: str) -> Iterator[Any]:
@@ -75,6 +77,8 @@ class Batches:
                 stream.batches += 1
                 stream.steps_of_batch = 0
                 yield batch
+                if stream.steps_of_batch and self._position.is_outermost(stream):
+                    self._settle()
         finally:
             self._position.end(stream)
 

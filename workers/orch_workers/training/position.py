@@ -76,14 +76,12 @@ class Position:
         return not self.in_epoch and any(stream.done and stream.steps for stream in self.streams)
 
     @property
-    def is_in_a_batch(self) -> bool:
-        return any(not stream.done for stream in self.streams)
+    def batch(self) -> int:
+        return next((stream.batches - 1 for stream in reversed(self.streams) if not stream.done), -1)
 
     @property
-    def is_after_a_step(self) -> bool:
-        """The newest thing that happened in the open loops is a completed step: a safe place to save at."""
-        streams = [stream for stream in self.streams if not stream.done]
-        return bool(streams) and all(stream.steps_of_batch > 0 for stream in streams)
+    def is_in_a_batch(self) -> bool:
+        return any(not stream.done for stream in self.streams)
 
     def begin_epoch(self, random: dict[str, Any]) -> None:
         self.in_epoch, self.random_at_epoch = True, random
@@ -110,12 +108,16 @@ class Position:
         if any(not other.done for other in self.streams[:place]):
             del self.streams[place]
 
-    def count_step(self) -> int:
-        """Counts a step for every open stream; the most steps that one of their batches has had."""
-        most = 0
+    def count_step(self) -> bool:
+        """Counts a step for every open stream; False when there is none."""
+        found = False
         for stream in self.streams:
             if not stream.done:
                 stream.steps += 1
                 stream.steps_of_batch += 1
-                most = max(most, stream.steps_of_batch)
-        return most
+                found = True
+        return found
+
+    def is_outermost(self, stream: Stream) -> bool:
+        """Of the open ones: the end of its loop's body is the end of all that is under way."""
+        return next((other for other in self.streams if not other.done), None) is stream

@@ -52,11 +52,13 @@ class Run:
         self._say = say
         self._metrics = Metrics()
         self._position = Position()
-        self._batches = Batches(self._position, adapters, say, self._inexact)
+        self._batches = Batches(self._position, adapters, say, self._inexact, self._settle)
         self._batches.seed = seed
         self._saved_step: int | None = None
         self._handled_word = 0
+        self._pending: str | None = None
         self._wanted = False
+        self._leaving = False
         self._told_to_stop = False
         self._exit_left = EXIT_LEFT
         self._first_epoch = True
@@ -69,6 +71,13 @@ class Run:
     @property
     def epoch(self) -> int:
         return self._position.epoch
+
+    @property
+    def batch(self) -> int:
+        """The number, within its pass, of the batch that the innermost `batches` loop is at, from 0. Unlike
+        `enumerate` it goes on counting where an interrupted pass was resumed.
+        """
+        return self._position.batch
 
     @property
     def exact(self) -> bool:
@@ -106,36 +115,35 @@ class Run:
     def step(self, **metrics: Any) -> None:
         """A step is complete: counts it, reports, saves when due, leaves (SystemExit 75) when told to.
 
-        Call it last in the loop's body: a restart goes on with the next batch. Never waits for a GPU unless a
-        checkpoint is due.
+        In a loop over `batches` the saving and the leaving happen when the loop's body is over, since a
+        restart goes on with the next batch: what the body does after `step` is part of the checkpoint. Never
+        waits for a GPU unless a checkpoint is due.
         """
         if self._state != "open":
             self._check_open()
         count = self.step_count = self.step_count + 1
         position = self._position
         self._metrics.put(count, position.epoch, metrics)
-        if position.count_step() != 1:
-            self._warn_about_steps()
+        is_in_a_batch = position.count_step()
         word = self._sink.progress(count, position.epoch)
-        reason = self._due(word)
-        if reason is not None:
-            self._save(reason, wait=reason in ("asked", "demand"))
+        self._pending = self._due(word) or self._pending
+        self._leaving = self._told_to_stop or (word.stop and count >= word.save_at)
         report = self._metrics.due()
         if report is not None:
             self._sink.metrics(*report)
-        if self._told_to_stop or (word.stop and count >= word.save_at):
-            self._leave()
+        if not is_in_a_batch:
+            if position.in_epoch:
+                self._warn_about_steps()
+            self._settle()
 
     def save(self) -> None:
-        """A checkpoint at once where a restart could go on exactly from here (right after `step`, or in a
-        loop of the script's own); else at the end of the step or epoch that is under way. One per step is
-        kept, the first.
+        """A checkpoint at the end of the loop body or epoch that is under way; at once in a loop of the
+        script's own. One per step is kept, the first.
         """
         self._check_open()
-        if not self._position.in_epoch or self._position.is_after_a_step:
-            self._save("demand", wait=True)
-        else:
-            self._wanted = True
+        self._wanted = True
+        if not self._position.in_epoch and not self._position.is_in_a_batch:
+            self._settle()
 
     def finish(self) -> None:
         """The training is done: the last checkpoint is made and the run ends. Called by itself when the
@@ -143,7 +151,7 @@ class Run:
         """
         if self._state != "open":
             return
-        if self._sink.rules.last:
+        if self._sink.rules.last or self._pending or self._wanted:
             self._save("last", wait=True)
         self._report_last()
         self._state = "finished"
@@ -164,13 +172,23 @@ class Run:
         if word.number != self._handled_word and word.save_at and count >= word.save_at:
             self._handled_word = word.number
             return "asked"
-        if self._wanted:
-            return "demand"
         if count == 1 and rules.first:
             return "first"
         if rules.steps and count % rules.steps == 0:
             return "steps"
         return None
+
+    def _settle(self) -> None:
+        """Does what `step` and `save` found to be due. Called where a restart can go on exactly: at the end
+        of a body with a step in it, at the end of an epoch, and right away in a loop of the script's own.
+        """
+        if self._wanted:
+            self._pending = "demand"
+        reason, self._pending = self._pending, None
+        if reason is not None:
+            self._save(reason, wait=reason in ("asked", "demand"))
+        if self._leaving:
+            self._leave()
 
     def _save(self, reason: str, *, wait: bool) -> bool:
         """False when there was no free slot. At a step that is saved already there is nothing to do: the
@@ -294,12 +312,10 @@ class Run:
 
     def _after_epoch(self) -> None:
         every = self._sink.rules.epochs
-        if self._wanted:
-            self._save("demand", wait=True)
-        elif every and self._position.epoch % every == 0:
-            self._save("epochs", wait=False)
-        if self._told_to_stop or self._stop_is_due():
-            self._leave()
+        if every and self._position.epoch % every == 0:
+            self._pending = self._pending or "epochs"
+        self._leaving = self._leaving or self._told_to_stop or self._stop_is_due()
+        self._settle()
 
     def _stop_is_due(self) -> bool:
         word = self._sink.word()
@@ -348,16 +364,9 @@ class Run:
             self._note("warning", f"a restart of this run is not exact: {reason}")
 
     def _warn_about_steps(self) -> None:
-        if not self._position.in_epoch and not self._position.is_in_a_batch:
-            return  # a loop of the script's own, which goes by step_count and values
-        if self._position.is_in_a_batch:
-            self._inexact(
-                "run.step was called more than once for one batch; a restart goes on with the batch after it"
-            )
-        else:
-            self._inexact(
-                "run.step was called outside run.batches; a restart within an epoch repeats the epoch's data"
-            )
+        self._inexact(
+            "run.step was called outside run.batches; a restart within an epoch repeats the epoch's data"
+        )
 
     def _note(self, level: str, message: str) -> None:
         self._say(message)

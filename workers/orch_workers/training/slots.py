@@ -18,7 +18,7 @@ import mmap
 import os
 import struct
 import zlib
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 HEADER_BYTES = 4096
 ALIGNMENT_BYTES = 64
@@ -45,7 +45,7 @@ class SlotHeader(NamedTuple):
     meta_crc32: int
 
     @property
-    def generation(self) -> Tuple[int, int]:
+    def generation(self) -> tuple[int, int]:
         return (self.attempt, self.restart)
 
 
@@ -57,14 +57,15 @@ def aligned(offset: int) -> int:
     return (offset + ALIGNMENT_BYTES - 1) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
 
 
-def parse_generation(text: str) -> Tuple[int, int]:
+def parse_generation(text: str) -> tuple[int, int]:
     """``"000001.000002"`` → ``(1, 2)``."""
     attempt, _, restart = text.partition(".")
     return int(attempt), int(restart)
 
 
-def format_generation(generation: Tuple[int, int]) -> str:
-    return "%06d.%06d" % generation
+def format_generation(generation: tuple[int, int]) -> str:
+    attempt, restart = generation
+    return f"{attempt:06d}.{restart:06d}"
 
 
 class Slot:
@@ -79,7 +80,7 @@ class Slot:
             if self.capacity_bytes < HEADER_BYTES:
                 raise SlotDamagedError(f"{path}: {self.capacity_bytes} bytes, shorter than a slot's header")
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self._map: Optional[mmap.mmap] = mmap.mmap(descriptor, self.capacity_bytes, access=access)
+            self._map: mmap.mmap | None = mmap.mmap(descriptor, self.capacity_bytes, access=access)
         finally:
             os.close(descriptor)
         self.view = memoryview(self._map)
@@ -117,12 +118,12 @@ class Slot:
             return self.view[HEADER_BYTES:]
         return self.view[HEADER_BYTES : HEADER_BYTES + self.header().data_bytes]
 
-    def begin(self, generation: Tuple[int, int], step: int) -> None:
+    def begin(self, generation: tuple[int, int], step: int) -> None:
         """Marks the slot WRITING. Everything in it counts as lost from here on."""
         struct.pack_into("<I", self.view, _STATE_OFFSET, WRITING)
         _HEADER.pack_into(self.view, 0, _MAGIC, _VERSION, WRITING, *generation, step, 0, 0, 0, 0)
 
-    def finish(self, generation: Tuple[int, int], step: int, data_bytes: int, meta: Dict[str, Any]) -> None:
+    def finish(self, generation: tuple[int, int], step: int, data_bytes: int, meta: dict[str, Any]) -> None:
         """Writes the description behind the data and marks the slot READY.
 
         Raises ValueError when it does not fit: reserve `data_bytes` + `meta_reserve(...)` beforehand.
@@ -141,7 +142,7 @@ class Slot:
         self.view[: len(packed)] = packed
         struct.pack_into("<I", self.view, _STATE_OFFSET, READY)
 
-    def read(self) -> Tuple[SlotHeader, Dict[str, Any]]:
+    def read(self) -> tuple[SlotHeader, dict[str, Any]]:
         """Header and description of a READY slot; SlotDamagedError with the reason otherwise."""
         header = self.header()
         if header.state != READY:
@@ -154,5 +155,5 @@ class Slot:
         encoded = bytes(self.view[header.meta_offset : end])
         if zlib.crc32(encoded) != header.meta_crc32:
             raise SlotDamagedError(f"{self.path}: its description does not match its checksum")
-        meta: Dict[str, Any] = json.loads(encoded)
+        meta: dict[str, Any] = json.loads(encoded)
         return header, meta
