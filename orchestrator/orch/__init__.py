@@ -10,6 +10,6 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
 
-from orch_workers.training import training  # noqa: E402
+from orch_workers.training import training
 
 __all__ = ["__version__", "training"]

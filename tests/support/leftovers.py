@@ -9,7 +9,7 @@ import psutil
 
 from orch.control.raylocal import ray_processes
 from orch_workers.config import WorkerPaths
-from support.server import Waited, wait_for
+from support.server import WaitedError, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +28,7 @@ def assert_nothing_left(home: Path, jobs: Iterable[str]) -> None:
 
     try:
         wait_for("nothing is left", nothing, GONE_LIMIT_S)
-    except Waited:
+    except WaitedError:
         found = [_described(process) for process in _server_processes(home)] + of_jobs(home, ended)
         raise AssertionError("left behind: " + "; ".join(found)) from None
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from orch.model.generation import Generation
@@ -190,7 +191,7 @@ class Keeper:
             restored = reader.find_and_restore(
                 self.catalog,
                 self._config.rank,
-                self._staging.make_restore_file,
+                self._make_restore_file,
                 newer_than=newer_than,
                 committed_before=self._committed_step is not None,
                 world_size=self._config.world_size,
@@ -206,6 +207,10 @@ class Keeper:
         if stored is not None:
             return _prepared(stored, "storage")
         return None if memory is None else _prepared(memory, "memory")
+
+    def _make_restore_file(self, size_bytes: int) -> Path:
+        with self._lock:
+            return self._staging.make_restore_file(size_bytes)
 
     def restored(self) -> None:
         """The training process has loaded what was prepared: its generation lies on the chain from now on."""

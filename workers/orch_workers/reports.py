@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orch.model.events import Event, event_to_dict
+from orch.model.generation import Generation
 from orch_workers.journal import Journal, read_journal
 
 POLL_LIMIT_S = 20.0
@@ -41,6 +42,23 @@ class Reports:
     def backlog(self) -> list[dict[str, Any]]:
         """Entries that agents of this rank left on this machine before this one started, oldest first."""
         return self._backlog
+
+    def left_behind(self, attempt: int) -> tuple[int, dict[str, Any] | None]:
+        """What this machine's journals say for whoever comes after: the highest restart of `attempt`, and the end of
+        the newest attempt up to it, if its worker had ended.
+        """
+        restarts = [
+            Generation.parse(entry["event"]["generation"]).restart
+            for entry in self._backlog
+            if entry["attempt"] == attempt and entry["event"]["type"] in {"ProcessStarted", "RestartDecided"}
+        ]
+        newest = max((entry["attempt"] for entry in self._backlog), default=0)
+        ends = [
+            e["event"]
+            for e in self._backlog
+            if e["attempt"] == newest and e["event"]["type"] == "WorkerEnded"
+        ]
+        return max(restarts, default=0), ends[-1] if ends else None
 
     def add(self, event: Event, **extra: Any) -> None:
         """Journals and keeps `event`; `extra` goes beside it for views (not for decisions)."""

@@ -136,7 +136,12 @@ class Worker:
         self._launcher = Launcher(self._config, secrets, self, self._keeper)
         self._reached = self._launcher.prepare()
         self._keeper.open()
-        if not self.stopping.is_set():
+        restart, end = self._reports.left_behind(self._config.attempt)
+        self._generation = Generation(self._config.attempt, restart)
+        if end is not None and end["outcome"] == "succeeded":
+            # The agent before this one died with the news: a finished job does not run again.
+            self._end("succeeded", end["reason"], exit_code=end["exit_code"], step=end["step"])
+        elif not self.stopping.is_set():
             self._start_process()
 
     def _tell_committed(

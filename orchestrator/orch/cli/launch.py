@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from orch.cli.output import say
 from orch.model.errors import NoServer, OrchError, WrongUse
 
 if TYPE_CHECKING:
@@ -64,9 +65,14 @@ def _run(verb: str, arguments: Sequence[str], home: Home, shown: Progress) -> di
             start_new_session=True,
         )
     assert process.stdout is not None
-    with process.stdout as lines:
-        told = _last_word(lines, shown)
-        code = process.wait()
+    try:
+        with process.stdout as lines:
+            told = _last_word(lines, shown)
+            code = process.wait()
+    except KeyboardInterrupt:
+        shown.close()
+        say(f"\norch: interrupted; `orch server {verb}` takes up what was left undone")
+        raise
     if "error" in told:
         raise _error(told["error"])
     if told:

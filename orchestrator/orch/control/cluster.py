@@ -15,10 +15,14 @@ from ray.util.placement_group import (
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from orch.model.errors import NoServer
 
 NAMESPACE = "orch"
 CONTROLLER_NAME = "controller"
+CONTROLLER_CONCURRENCY = 8
+HEAD_RESOURCE = "node:__internal_head__"
 AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
 CALL_LIMIT_S = 10.0
@@ -174,6 +178,62 @@ class Cluster:
             on_answer(None if error else done.result(), error)
 
         future.add_done_callback(answered)
+
+
+def start_controller(
+    actor_class: type,
+    arguments: tuple[Any, ...],
+    *,
+    address: str,
+    node_address: str | None,
+    code: list[str] | None,
+    limit_s: float,
+) -> None:
+    """Connects, starts the controller on the head node or finds it there, waits for it, and disconnects.
+
+    `code`: packages to send along. NoServer with what Ray says when the cluster cannot be used.
+    """
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env=None if code is None else {"py_modules": code},
+            **({} if node_address is None else {"_node_ip_address": node_address}),
+        )
+    except (
+        RuntimeError,
+        ConnectionError,
+    ) as error:  # versions of Ray and Python must match to the patch level
+        raise NoServer(f"the Ray cluster at {address} cannot be used from here: {error}") from error
+    try:
+        head = next(
+            (n["NodeID"] for n in ray.nodes() if n["Alive"] and HEAD_RESOURCE in n["Resources"]), None
+        )
+        if head is None:
+            raise NoServer(f"the Ray cluster at {address} has no head node that is alive")
+        actor: Any = ray.remote(actor_class)
+        handle = actor.options(
+            name=CONTROLLER_NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=-1,
+            max_concurrency=CONTROLLER_CONCURRENCY,
+            num_cpus=0,
+            get_if_exists=True,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
+        ).remote(*arguments)
+        ray.get(handle.ready.remote(), timeout=limit_s)
+    except ray.exceptions.RayError as error:
+        raise NoServer(f"the controller did not start: {error}") from error
+    finally:
+        ray.shutdown()
+
+
+def end_this_actor() -> None:
+    """Ends the process of the actor that calls it, for good: Ray does not restart it."""
+    ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 def is_death(error: BaseException) -> bool:

@@ -9,9 +9,8 @@ from typing import Any
 from orch.control.rows import JobDetailRow
 from orch.model.commands import StartAgents
 from orch.model.spec import Every, JobSpec
+from orch.model.units import UNLIMITED
 from orch_workers.config import WorkerConfig
-
-UNLIMITED = "unlimited"
 
 
 def bundle_of(spec: Mapping[str, Any]) -> dict[str, float]:
@@ -41,16 +40,18 @@ def budgets_of(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def storage_of(spec: JobSpec, home_storage: Path) -> tuple[str, dict[str, Any]]:
-    """URL and options; without a storage in the spec, the folder of orch's home."""
+def storage_of(spec: JobSpec) -> tuple[str, dict[str, Any]]:
+    """URL and options; submit has put the server's default in where the job names none."""
     storage = spec.checkpoint.storage
-    return (str(home_storage), {}) if storage is None else (storage.url, dict(storage.options))
+    if storage is None:
+        raise ValueError("a stored job names its storage")
+    return storage.url, dict(storage.options)
 
 
 def agent_config(detail: JobDetailRow, command: StartAgents, rank: int, root: Path) -> WorkerConfig:
     """`root` is orch's home; on one machine the agents' working area lies in it."""
     spec = JobSpec.model_validate(detail.spec)
-    url, options = storage_of(spec, root / "storage")
+    url, options = storage_of(spec)
     every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every()
     code = detail.code or {}
     return WorkerConfig(

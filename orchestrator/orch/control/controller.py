@@ -158,6 +158,9 @@ class Controller:
 
     def _turns(self, waiting: list[JobState]) -> None:
         """Only the first in the queue may ask for its gang, so that small jobs cannot starve a large one."""
+        now = now_us()
+        # A job in backoff, or whose last gang is still being removed, keeps nobody else waiting.
+        waiting = [job for job in waiting if job.gang is not None or job.placeable(now)]
         if not waiting:
             return
         priorities = self.store.priorities([job.job for job in waiting])
@@ -168,7 +171,7 @@ class Controller:
             if state.gang is not None and not state.gang_granted:
                 self.apply(turn.job_id, TurnLost(reason=turn.reason))
         first = states[turns[0].job_id]
-        if first.placeable(now_us()):
+        if first.placeable(now):
             self.apply(first.job, TurnCame())
 
     def apply(self, job: str, event: Event, entry: dict[str, Any] | None = None) -> None:
@@ -330,15 +333,18 @@ class Controller:
         agents = self.cluster.agents()
         gangs = self.cluster.gangs()
         for state in self.store.unfinished():
-            mine = {rank: attempt for job, attempt, rank in sorted(agents) if job == state.job}
-            expected = {rank: agent.placed for rank, agent in state.agents.items()}
-            found = {rank: attempt for rank, attempt in mine.items() if expected.get(rank) == attempt}
-            gang = state.gang if (state.job, state.gang) in gangs else None
             if state.attempt == 0:
                 continue  # never placed: nothing to adopt
+            expected = {rank: agent.placed for rank, agent in state.agents.items()}
+            found: dict[int, int] = {}
+            for job, attempt, rank in sorted(agents):
+                if job == state.job and found.get(rank) != expected.get(rank):
+                    found[rank] = attempt  # the expected one, else any: the lifecycle has strays ended
+            mine = [attempt for job, attempt in sorted(gangs) if job == state.job]
+            gang = state.gang if state.gang in mine else (mine[-1] if mine else None)
             self.apply(state.job, Adopted(found=found, gang=gang))
             for rank, attempt in found.items():
                 handle = self.cluster.find_agent(state.job, attempt, rank)
-                if handle is not None:
+                if handle is not None and expected.get(rank) == attempt:
                     self._meet(state.job, attempt, rank, handle)
         self._look()

@@ -69,11 +69,12 @@ class Executor:
         for row in self._store.pending_commands():
             if row.job in blocked:
                 continue
-            blocked.add(row.job)  # in order for each job
             wait_s = self._wait_s(row)
             if wait_s > 0:
+                # What waits for its time is passed by what came later (a cancel), which makes it pointless.
                 soonest = wait_s if soonest is None else min(soonest, wait_s)
                 continue
+            blocked.add(row.job)  # otherwise in order for each job
             with self._lock:
                 self._busy.add(row.job)
             self._pool.submit(self._carry_out, row)
@@ -179,7 +180,7 @@ class Executor:
             paths = WorkerPaths(job, 0, self._root / "node", self._root / "jobs")
             if remains(paths):
                 sweep_job(paths)
-        self._tell(job, Closed(attempt=command.attempt))
+        self._tell(job, Closed(attempt=command.attempt, swept=command.sweep))
 
     def _try_sweep(self, handle: Any) -> None:
         try:

@@ -1,12 +1,15 @@
 """Reads the log files below `<home>/jobs`: piece by piece, attempt after attempt, and from the end."""
 
 import re
+import shutil
 from pathlib import Path
 
 from orch.control.home import Home
 from orch.control.service import LOG_CHUNK_BYTES, LogChunk, LogQuery
+from orch.control.store import Store, now_us
 from orch.model.errors import WrongUse
 from orch.model.ids import valid_job_id
+from orch.model.states import ENDED
 from orch_workers.logs import read_times
 from orch_workers.redaction import Redactor
 
@@ -63,6 +66,22 @@ def read_logs(
         next_attempt=later,
         times=read_times(path, offset, end) if query.times and data else (),
     )
+
+
+def remove_old_logs(store: Store, home: Home, keep_s: float | None) -> list[str]:
+    """Removes the logs of jobs that ended longer ago than `keep_s` (None: keeps all); returns their ids."""
+    if keep_s is None:
+        return []
+    before_us = now_us() - int(keep_s * 1e6)
+    old = [
+        row.id
+        for row in store.jobs(states=sorted(ENDED))
+        if row.ended_us is not None and row.ended_us < before_us
+    ]
+    removed = [job for job in old if (home.jobs / job).is_dir()]
+    for job in removed:
+        shutil.rmtree(home.jobs / job, ignore_errors=True)
+    return removed
 
 
 def _attempts(home: Home, job: str, rank: int) -> list[int]:

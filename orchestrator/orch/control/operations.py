@@ -30,14 +30,16 @@ from orch.control.service import (
     Submission,
 )
 from orch.control.store import now_us
+from orch.model.config import Config
 from orch.model.errors import NeverPlaceable, NoSuchJob, WrongUse
 from orch.model.events import CancelRequested, Submitted
 from orch.model.ids import make_job_id
-from orch.model.spec import JobSpec, unsupported
+from orch.model.spec import JobSpec, StorageSpec, unsupported
 from orch.model.states import ENDED, State
 from orch_policies.placement import Node, Request, fits, largest
 from orch_workers.checkpoint.errors import StorageError
 from orch_workers.checkpoint.storage import Storage, open_storage
+from orch_workers.redaction import Redactor
 
 IDS_TRIES_MAX = 20
 STOP_SAVE_LIMIT_S = 30.0
@@ -48,9 +50,20 @@ class Operations:
     """Called from the API's threads; what changes a job goes through the controller's one thread."""
 
     def __init__(
-        self, controller: Controller, version: str, ray_address: str, on_stop: Callable[[], None]
+        self,
+        controller: Controller,
+        config: Config,
+        version: str,
+        ray_address: str,
+        on_stop: Callable[[], None],
     ) -> None:
         self._controller, self._store, self._home = controller, controller.store, controller.home
+        default = config.storage
+        self._default_storage = (
+            StorageSpec(url=str(self._home.storage))
+            if default is None
+            else StorageSpec(url=default.url, options=dict(default.options))
+        )
         self._version, self._ray_address, self._on_stop = version, ray_address, on_stop
         self._box = SecretBox.of(self._home)
         self._started_us = now_us()
@@ -111,17 +124,22 @@ class Operations:
         return job
 
     def _resolved(self, submission: Submission) -> JobSpec:
-        """A job that runs in place needs to know where that is."""
-        spec = submission.spec
+        """With everything that this server decides: where checkpoints go, and where a job is that runs in place."""
+        spec = self._with_storage(submission.spec)
         if spec.ship == "auto":
             return spec
-        base = Path(submission.base_dir or ".")
-        folder = (base / spec.workdir).resolve()
+        folder = (Path(submission.base_dir or ".") / spec.workdir).resolve()
         if not folder.is_dir():
             raise WrongUse(
                 f"workdir: {folder} is no folder on the server's machine; `ship: never` runs in place"
             )
         return spec.model_copy(update={"workdir": str(folder)})
+
+    def _with_storage(self, spec: JobSpec) -> JobSpec:
+        if spec.checkpoint.storage is not None:
+            return spec
+        checkpoint = spec.checkpoint.model_copy(update={"storage": self._default_storage})
+        return spec.model_copy(update={"checkpoint": checkpoint})
 
     def _refuse_impossible(self, spec: JobSpec) -> None:
         problems = unsupported(spec)
@@ -132,7 +150,7 @@ class Operations:
             raise NeverPlaceable(f"this job can never be placed here: {placement.reason}")
 
     def _storage(self, spec: JobSpec, env: Mapping[str, str]) -> Storage:
-        url, options = storage_of(spec, self._home.storage)
+        url, options = storage_of(spec)
         try:
             storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
             storage.check_writable()
@@ -180,7 +198,11 @@ class Operations:
         problems = unsupported(spec)
         if problems:
             raise WrongUse("\n".join(str(problem) for problem in problems))
-        self._storage(spec, dict(spec.env))
+        spec = self._with_storage(spec)
+        if (
+            not spec.secrets
+        ):  # with secrets, credentials may be among them, and only `submit` has their values
+            self._storage(spec, dict(spec.env))
         return self._placement(spec)
 
     def _placement(self, spec: JobSpec) -> PlacementCheck:
@@ -195,7 +217,7 @@ class Operations:
             Node(n.address, n.cpus, n.gpus, int(n.memory_bytes)) for n in self._controller.cluster.nodes()
         ]
         fit = fits(request, nodes)
-        url, _ = storage_of(spec, self._home.storage)
+        url, _ = storage_of(spec)
         return PlacementCheck(
             placeable=fit.fits,
             reason=fit.reason,
@@ -230,13 +252,16 @@ class Operations:
             job
         )  # before the files: what they hold then is at least what there was at the end
         ended = State(detail.state) in ENDED
-        return read_logs(self._home, job, query, newest_attempt=detail.attempt, ended=ended)
+        redactor = Redactor(self.secrets(job).values())
+        return read_logs(
+            self._home, job, query, newest_attempt=detail.attempt, ended=ended, redactor=redactor
+        )
 
     def outputs(self, job: str) -> Download:
         detail = self._store.job(job)
         spec = JobSpec.model_validate(detail.spec)
         env = {**spec.env, **self.secrets(job)}
-        url, options = storage_of(spec, self._home.storage)
+        url, options = storage_of(spec)
         storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
         try:
             entries = storage.list(f"{job}/outputs")

@@ -38,6 +38,8 @@ def ray_environment(home: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(home / "ray-token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Ray would run its workers, and so the training, at niceness 15.
+        "RAY_worker_niceness": "0",
         # A working directory full of the user's modules must not shadow the standard library in our workers.
         "PYTHONSAFEPATH": "1",
     }

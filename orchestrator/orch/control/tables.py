@@ -24,8 +24,16 @@ def tabulate(
     if after.attempt > before.attempt:
         if before.attempt:
             transaction.put_attempt(job, before.attempt, ended_us=now_us, outcome=_why(event, after))
-        reason = after.story[-1].decision if before.attempt else None
-        transaction.put_attempt(job, after.attempt, started_us=now_us, reason=reason)
+        transaction.put_attempt(job, after.attempt, started_us=now_us, reason=_reason(before, after))
+        if isinstance(event, (ev.AgentLost, ev.GangLost)):
+            transaction.put_restart(
+                job,
+                after.attempt,
+                1,
+                cause="agent lost" if isinstance(event, ev.AgentLost) else "machines lost",
+                evidence=event.evidence,
+                decision=after.story[-1].decision,
+            )
     if after.state in ENDED and before.state not in ENDED:
         transaction.put_attempt(job, after.attempt, ended_us=now_us, outcome=after.state.value.lower())
     match event:
@@ -42,7 +50,9 @@ def tabulate(
                 duration_us=None if event.seconds_s is None else round(event.seconds_s * 1e6),
             )
             for generation, step in extra.get("deleted", ()):
-                transaction.put_checkpoint(job, generation, step, committed_us=now_us, state="deleted")
+                transaction.mark_checkpoint(
+                    job, generation, step, "deleted", reason="no rule of `keep` asks for it"
+                )
         case _:
             _tabulate_restart(transaction, before, after, event, now_us)
 
@@ -53,19 +63,7 @@ def _tabulate_restart(
     job = after.job
     match event:
         case ev.ProcessStarted():
-            values: dict[str, Any] = {"started_us": now_us}
-            if event.generation.restart == 1 and event.generation.attempt > 1:
-                # The first start of a later attempt: what broke was the agent, and the controller decided.
-                cause = next(
-                    (e for e in reversed(after.story) if e.event.startswith(("AgentLost", "GangLost"))), None
-                )
-                if cause is not None:
-                    values |= {
-                        "cause": _cause(cause.event),
-                        "evidence": cause.event,
-                        "decision": cause.decision,
-                    }
-            transaction.put_restart(job, *event.generation, **values)
+            transaction.put_restart(job, *event.generation, started_us=now_us)
         case ev.RestartDecided():
             transaction.put_restart(
                 job,
@@ -100,8 +98,8 @@ def _tabulate_restart(
             pass
 
 
-def _cause(event: str) -> str:
-    return "agent lost" if event.startswith("AgentLost") else "its machines went away"
+def _reason(before: JobState, after: JobState) -> str | None:
+    return after.story[-1].decision if before.attempt else None
 
 
 def _why(event: Event, after: JobState) -> str:

@@ -1,4 +1,4 @@
-"""FakeBootstrap: speaks the lines of `python -m orch.control.bootstrap`, and starts no Ray.
+"""FakeBootstrap: speaks the lines of `python -m orch.api.bootstrap`, and starts no Ray.
 
 What it shall say stands in the file that FAKE_BOOTSTRAP names: JSON lines, or others for noise.
 A `{"record": …}` becomes server.json. Its arguments end up beside that file.

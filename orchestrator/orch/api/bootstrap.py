@@ -1,4 +1,4 @@
-"""`python -m orch.control.bootstrap start|stop --home H`: brings the server up or down on this machine.
+"""`python -m orch.api.bootstrap start|stop --home H`: brings the server up or down on this machine.
 
 A process of its own because it needs Ray and the CLI must not import it. It speaks JSON lines on stdout:
 `{"progress": "…"}` while it works, then `{"ready": {"url": …}}`, `{"stopped": …}` or `{"error": {…}}`.
@@ -102,48 +102,22 @@ def _start_controller(home: Path, address: str, *, local: bool) -> None:
     if local:
         raylocal.ensure_token(home)
         os.environ.update(raylocal.ray_environment(home))
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    # After the environment: Ray reads it when it is imported.
+    from orch.api.actor import ControllerActor
+    from orch.control.cluster import start_controller
 
-    from orch.control.actor import ControllerActor
-    from orch.control.cluster import CONTROLLER_NAME, NAMESPACE
-
-    try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env=None if local else {"py_modules": _our_code()},
-            **({"_node_ip_address": raylocal.LOOPBACK} if local else {}),
-        )
-    except RuntimeError as error:  # Ray's and Python's versions must match to the patch level
-        raise NoServer(f"the Ray cluster at {address} cannot be used from here: {error}") from error
-    head = next(
-        (n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]), None
+    start_controller(
+        ControllerActor,
+        (str(home), address, __version__),
+        address=address,
+        node_address=raylocal.LOOPBACK if local else None,
+        code=None if local else _our_code(),
+        limit_s=CONTROLLER_LIMIT_S,
     )
-    if head is None:
-        raise NoServer(f"the Ray cluster at {address} has no head node that is alive")
-    actor: Any = ray.remote(ControllerActor)
-    handle = actor.options(
-        name=CONTROLLER_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        max_restarts=-1,
-        max_concurrency=8,
-        num_cpus=0,
-        get_if_exists=True,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
-    ).remote(str(home), address, __version__)
-    try:
-        ray.get(handle.ready.remote(), timeout=CONTROLLER_LIMIT_S)
-    except ray.exceptions.RayError as error:
-        raise NoServer(f"the controller did not start: {error}") from error
-    finally:
-        ray.shutdown()
 
 
 def _our_code() -> list[str]:
+    """What travels to a cluster where orch is not installed: its packages; their dependencies must be there."""
     import orch
     import orch_policies
     import orch_workers
@@ -173,7 +147,7 @@ def stop(home: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="orch.control.bootstrap")
+    parser = argparse.ArgumentParser(prog="orch.api.bootstrap")
     parser.add_argument("verb", choices=["start", "stop"])
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--cluster", help="address of an existing Ray cluster")
