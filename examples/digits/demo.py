@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ AFTER_CHECKPOINT_S = 0.7
 """A kill comes so long after a checkpoint, so that there is something to lose."""
 VICTIMS = (("training process", "ProcessStarted"), ("agent", "AgentUp"))
 """Whom to kill, in this order, and the event that carries its pid."""
+WORD_CHARS_MAX = 60
+"""Longer words of a command are cut where it is shown."""
 
 Document = dict[str, Any]
 console = Console(highlight=False, soft_wrap=True)
@@ -75,7 +78,8 @@ class Orch:
     def __call__(self, *words: str, show: bool = True) -> str:
         """Its stdout; what it says on stderr goes to the person."""
         if show:
-            console.print(f"[bold]$ orch {' '.join(words)}[/]")
+            shown = [word if len(word) <= WORD_CHARS_MAX else f"{word[:WORD_CHARS_MAX]}…" for word in words]
+            console.print(f"[bold]$ orch {escape(' '.join(shown))}[/]")
         done = subprocess.run(
             self._command(words), env=self._env, stdout=subprocess.PIPE, text=True, check=False
         )
@@ -214,7 +218,7 @@ def _parsed(events: queue.SimpleQueue[str | None]) -> Iterator[Document]:
 
 def _show_log(lines: queue.SimpleQueue[str | None]) -> None:
     while (line := lines.get()) is not None:
-        console.print(f"[dim]  | {line.replace('[', '(')}[/]")
+        console.print(f"[dim]  | {escape(line)}[/]")
 
 
 def _kill(victim: str, pid: int) -> Recovery:
@@ -274,7 +278,7 @@ def _feed(update: Any, path: str, value: Any) -> None:
 
 
 def _judge(recoveries: list[Recovery], results: dict[str, Result]) -> int:
-    table = Table("killed", "restored step", "out of", "steps done twice", "kill to first new step")
+    table = Table("killed", "restored step", "from", "lost steps", "recovery")
     for recovery in recoveries:
         numbers = (
             str(recovery.restored_step),
@@ -284,9 +288,9 @@ def _judge(recoveries: list[Recovery], results: dict[str, Result]) -> int:
         )
         table.add_row(recovery.victim, *numbers)
     console.print(table)
-    table = Table("job", "final state (SHA-256 over every tensor and number)", "test accuracy")
+    table = Table("job", "SHA-256 of the final state", "test accuracy")
     for job, result in results.items():
-        table.add_row(job, result.fingerprint[:32], f"{result.test_accuracy:.4f}")
+        table.add_row(job, result.fingerprint[:24], f"{result.test_accuracy:.4f}")
     console.print(table)
     problems = [
         f"after the {recovery.victim} was killed the job started over" for recovery in recoveries

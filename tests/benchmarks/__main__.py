@@ -1,0 +1,51 @@
+"""`python -m tests.benchmarks [recovery|submit|status] [-n N] [--sides …] [--json FILE]`; all of them by default.
+
+Alone on the machine, please. Prints medians and ratios as tables, then everything as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from tests.benchmarks import commands, recovery, report
+
+REPETITIONS = 7
+NAMES = ("recovery", "submit", "status")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="|".join(NAMES), help="what to measure; all by default")
+    parser.add_argument(
+        "-n", type=int, default=REPETITIONS, help=f"repetitions of each (default {REPETITIONS})"
+    )
+    parser.add_argument(
+        "--sides", nargs="+", choices=list(recovery.SIDES), default=recovery.DEFAULT_SIDES, help="of recovery"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of to stdout")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(NAMES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if given.n < 1:
+        parser.error("-n: at least 1")
+    console = Console()
+    progress = Console(stderr=True, highlight=False)
+    measures = {
+        "recovery": lambda: recovery.measure(given.n, given.sides, progress),
+        "submit": lambda: commands.measure_submit(given.n, progress),
+        "status": lambda: commands.measure_status(given.n, progress),
+    }
+    documents = []
+    for name in given.names or NAMES:
+        found = measures[name]()
+        found.show(console)
+        documents.append(found.document())
+    report.write(documents, given.json, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
