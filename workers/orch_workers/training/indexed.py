@@ -8,13 +8,16 @@ runs too.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from . import rng
 from .errors import TrainingError
 from .loader import is_torch_loader
 from .pytorch import torch_module
 from .snapshot import Adapters
+
+if TYPE_CHECKING:
+    from .objects import StateHandler
 
 
 def derived_seed(*parts: Any) -> int:
@@ -32,6 +35,8 @@ class _IndexedDataset:
         self._batched = loader.batch_sampler is not None
         self._seed = seed
         self._epoch = epoch
+        self._adapters: list[Any] = []
+        self._generators: list[tuple[str, StateHandler]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # a worker_init_fn looks at get_worker_info().dataset and finds the user's own attributes
@@ -41,9 +46,11 @@ class _IndexedDataset:
 
     def __getitem__(self, item: tuple[int, Any]) -> Any:
         number, indices = item
-        adapters = Adapters().active()
-        rng.seed_host(derived_seed(self._seed, self._epoch, number), adapters)
-        for path, handler in sorted(rng.generator_handlers(self._dataset, adapters).items()):
+        if self._generators is None:  # in the process that reads: the handlers must not travel to it
+            self._adapters = Adapters().active()
+            self._generators = sorted(rng.generator_handlers(self._dataset, self._adapters).items())
+        rng.seed_host(derived_seed(self._seed, self._epoch, number), self._adapters)
+        for path, handler in self._generators:
             handler.reseed(derived_seed(self._seed, self._epoch, number, path))
         if not self._batched:
             return self._collate(self._dataset[indices])

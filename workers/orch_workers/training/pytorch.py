@@ -41,6 +41,7 @@ class TensorCodec(Codec):
         self._by_torch = {
             getattr(torch, name): plain for name, plain in _DTYPES.items() if hasattr(torch, name)
         }
+        self.names = frozenset(_DTYPES)
         self._by_plain = {plain: dtype for dtype, plain in self._by_torch.items()}
 
     def leaf(self, value: Any, path: str) -> Leaf | None:

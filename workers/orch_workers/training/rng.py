@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import random
+import types
 from typing import Any, Sequence
 
 from .arrays import numpy_module
@@ -12,6 +13,7 @@ from .objects import StateHandler, random_handler
 _OBJECTS_VISITED_MAX = 2_000
 _CONTAINER_ITEMS_MAX = 64
 _DEPTH_MAX = 6
+_LEAVES = (str, bytes, int, float, type, types.ModuleType, types.FunctionType)
 
 
 def capture(adapters: Sequence[Any]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class _Search:
         self._seen: dict[int, Any] = {}
 
     def visit(self, value: Any, path: str, depth: int) -> None:
-        if value is None or isinstance(value, (str, bytes, int, float, type)):
+        if value is None or isinstance(value, _LEAVES):
             return
         if id(value) in self._seen or len(self._seen) >= _OBJECTS_VISITED_MAX or depth > _DEPTH_MAX:
             return
@@ -129,7 +131,7 @@ class _Search:
 
     def _visit_slots(self, value: Any, path: str, depth: int) -> None:
         wrapped: Any | None = getattr(value, "__self__", None)  # a bound method as transform or collate_fn
-        if wrapped is not None and not isinstance(wrapped, type(random)):
+        if wrapped is not None and not isinstance(wrapped, types.ModuleType):
             self.visit(wrapped, f"{path}.__self__", depth + 1)
 
     def _handler(self, path: str, value: Any) -> StateHandler | None:
