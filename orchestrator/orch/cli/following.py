@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orch.cli.humans import between_s, count, one_line, span
 from orch.cli.output import say, write_bytes, write_json_line, write_line
 from orch.cli.story import ROUTINE, told
-from orch.model.errors import Blocked, JobCancelled, JobFailed, OrchError, TimedOut
+from orch.model.errors import Blocked, JobCancelled, JobFailed, NoServer, OrchError, TimedOut
 
 if TYPE_CHECKING:
     from orch.api.client import Client, LogPart
@@ -51,7 +51,7 @@ def wait_over(
     from orch.api.client import FOLLOW_PATIENCE_S, LONG_POLL_S
 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    found = client.job(job)
+    found = client.job(job)  # the first call has no patience: where no server runs, one is told so at once
     after = 0
     while not _over(found, blocked_ends=blocked_ends):
         left_s = LONG_POLL_S if deadline is None else deadline - time.monotonic()
@@ -60,8 +60,23 @@ def wait_over(
         patience_s = FOLLOW_PATIENCE_S if deadline is None else min(FOLLOW_PATIENCE_S, left_s)
         page = client.events(job, after=after, wait_s=min(left_s, LONG_POLL_S), patience_s=patience_s)
         after = page.next_after
-        found = client.job(job)
+        found = job_as_it_stands(client, job, after)
     return found
+
+
+def job_as_it_stands(client: Client, job: str, after: int = 0) -> Document:
+    """The job's document. A server that is being restarted is waited for: the job goes on meanwhile."""
+    from orch.api.client import FOLLOW_PATIENCE_S
+
+    deadline = time.monotonic() + FOLLOW_PATIENCE_S
+    while True:
+        try:
+            return client.job(job)
+        except NoServer:
+            if time.monotonic() > deadline:
+                raise
+        # This call has patience, and finds a server that came back at another address.
+        client.events(job, after=after, patience_s=FOLLOW_PATIENCE_S)
 
 
 def _over(job: Document, *, blocked_ends: bool) -> bool:
@@ -92,17 +107,18 @@ class LogFollower:
     """Shows a job's log from attempt to attempt until the job is over; notices go to stderr as they come."""
 
     def __init__(self, client: Client, job: str, view: LogView, *, notices: bool = True) -> None:
+        from orch.api.client import FOLLOW_PATIENCE_S
+
         self._client, self._job, self._view = client, job, view
+        self._patience_s = FOLLOW_PATIENCE_S
         self._notices = notices
         self._after = 0
         self._looked = -NEWS_EVERY_S
-        self._state: Document = {}
 
     def run(self) -> Document:
         """The job's document when there is nothing more to show: it is over, or BLOCKED."""
-        from orch.api.client import FOLLOW_PATIENCE_S
-
         current, offset, tail = self._view.attempt, 0, self._view.tail
+        was_blocked = False
         self._skip_past_news()
         while True:
             part = self._client.logs(
@@ -113,7 +129,7 @@ class LogFollower:
                 tail=tail,
                 timestamps=self._view.timestamps or self._view.as_json,
                 wait_s=POLL_S,
-                patience_s=FOLLOW_PATIENCE_S,
+                patience_s=self._patience_s,
             )
             self._view.show(part)
             if part.attempt:
@@ -121,21 +137,19 @@ class LogFollower:
             silent = not part.data and not part.lines
             self._tell_news()
             if part.ended and (self._view.attempt is not None or part.next_attempt is None):
-                return self._client.job(self._job)
+                return job_as_it_stands(self._client, self._job, self._after)
             if part.ended and part.next_attempt is not None:
                 current, offset = part.next_attempt, 0
-            elif silent and self._stuck():
-                return self._client.job(self._job)
-
-    def _stuck(self) -> bool:
-        """Over, or waiting for a person: no output will come of it."""
-        return _over(self._client.job(self._job), blocked_ends=True)
+            elif silent:
+                # Blocked: no more output will come of it. Seen twice, so that its last words are not missed.
+                found = job_as_it_stands(self._client, self._job, self._after)
+                if was_blocked and found["state"] == "BLOCKED":
+                    return found
+                was_blocked = found["state"] == "BLOCKED"
 
     def _skip_past_news(self) -> None:
         """Who begins to follow wants what happens from now on, not the whole story again."""
-        if not self._notices:
-            return
-        while True:
+        while self._notices:
             page = self._client.events(self._job, after=self._after)
             self._after = page.next_after
             if not page.events:
@@ -146,7 +160,7 @@ class LogFollower:
         if not self._notices or now - self._looked < NEWS_EVERY_S:
             return
         self._looked = now
-        page = self._client.events(self._job, after=self._after)
+        page = self._client.events(self._job, after=self._after, patience_s=self._patience_s)
         self._after = page.next_after
         for event in page.events:
             if event["type"] not in ROUTINE:

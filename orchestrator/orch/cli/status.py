@@ -1,5 +1,6 @@
 """`orch status` and `orch events`: how jobs stand, and why."""
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from orch.cli import output
 from orch.cli.app import Cluster, Job, OptionalJob, Output, verb
 from orch.cli.connect import connected
 from orch.cli.output import Format
+from orch.model.errors import NoServer
 
 if TYPE_CHECKING:
     from orch.api.client import Client
@@ -46,15 +48,52 @@ def status(
     State, progress, checkpoints, restarts and their causes.
     """
     limit = None if show_all else JOBS_SHOWN_MAX
-    with connected(cluster) as client:
+    with contextlib.ExitStack() as stack:
+        look = _Look(job, limit, cluster, stack)
         if watch:
-            _watch(client, job, limit, output_format)
+            _watch(look, output_format)
         else:
-            _show(_look(client, job, limit), one=job is not None, output_format=output_format)
+            _show(look.now(), one=look.one, output_format=output_format)
 
 
-def _look(client: "Client", job: str | None, limit: int | None) -> list[Document]:
-    return client.jobs(limit=limit) if job is None else [client.job(job)]
+class _Look:
+    """Asks the server how things stand. `stack` holds the connection, which is made anew after a gap."""
+
+    def __init__(
+        self, job: str | None, limit: int | None, cluster: str | None, stack: contextlib.ExitStack
+    ) -> None:
+        self._job, self._limit, self._cluster = job, limit, cluster
+        self._stack = stack
+        self._client: Client | None = None
+        self.one = job is not None
+
+    def now(self) -> list[Document]:
+        if self._client is None:
+            self._client = self._stack.enter_context(connected(self._cluster))
+        try:
+            return (
+                self._client.jobs(limit=self._limit) if self._job is None else [self._client.job(self._job)]
+            )
+        except NoServer:
+            self._client = None  # it may come back at another address
+            self._stack.close()
+            raise
+
+    def again(self) -> list[Document]:
+        """After a pause. A server that is being restarted is waited for, for a while."""
+        from orch.api.client import FOLLOW_PATIENCE_S
+
+        deadline, told = time.monotonic() + FOLLOW_PATIENCE_S, False
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            try:
+                return self.now()
+            except NoServer as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not told:
+                    output.say(f"orch: {error.message}; waiting for it")
+                told = True
 
 
 def _show(jobs: list[Document], *, one: bool, output_format: Format) -> None:
@@ -73,34 +112,34 @@ def _render(jobs: list[Document], width: int, *, one: bool) -> Any:
     return tables.job_view(jobs[0]) if one else tables.jobs_table(jobs, width)
 
 
-def _watch(client: "Client", job: str | None, limit: int | None, output_format: Format) -> None:
+def _watch(look: _Look, output_format: Format) -> None:
     """Until the job is over, or Ctrl-C. No terminal: a line for each change instead of a moving table."""
     import sys
 
     if output_format is Format.JSON or not output.is_terminal(sys.stdout):
-        _watch_lines(client, job, limit, output_format)
+        _watch_lines(look, output_format)
         return
     from rich.live import Live
 
     from orch.cli.following import ENDED
 
     console = output.console()
+    jobs = look.now()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            jobs = _look(client, job, limit)
-            shown = _render(jobs, console.width, one=job is not None) if jobs else "no jobs yet"
+            shown = _render(jobs, console.width, one=look.one) if jobs else "no jobs yet"
             live.update(shown, refresh=True)
-            if job is not None and jobs[0]["state"] in ENDED:
+            if look.one and jobs[0]["state"] in ENDED:
                 return
-            time.sleep(WATCH_EVERY_S)
+            jobs = look.again()
 
 
-def _watch_lines(client: "Client", job: str | None, limit: int | None, output_format: Format) -> None:
+def _watch_lines(look: _Look, output_format: Format) -> None:
     from orch.cli.following import ENDED, outcome_sentence
 
     seen: dict[str, Any] = {}
+    jobs = look.now()
     while True:
-        jobs = _look(client, job, limit)
         for one in reversed(jobs):
             # Ages and rates change by themselves; a line for each of those would tell nothing.
             mark = [one.get(key) for key in ("state", "reason", "step", "attempt", "restarts")]
@@ -111,9 +150,9 @@ def _watch_lines(client: "Client", job: str | None, limit: int | None, output_fo
                 output.write_json_line({"version": output.VERSION, "jobs": [one]})
             else:
                 output.write_line(outcome_sentence(one))
-        if job is not None and jobs[0]["state"] in ENDED:
+        if look.one and jobs[0]["state"] in ENDED:
             return
-        time.sleep(WATCH_EVERY_S)
+        jobs = look.again()
 
 
 def events(

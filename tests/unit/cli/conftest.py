@@ -30,9 +30,18 @@ class Api:
     def __init__(self, home: Home) -> None:
         self.home = home.ensure()
         self.service = FakeControlService(home)
-        self._server = ApiServer(self.service, home.ensure_token())
+        self._serve()
+
+    def _serve(self) -> None:
+        self._server = ApiServer(self.service, self.home.ensure_token())
         self.url = self._server.start()
         self.record()
+
+    def restart(self) -> None:
+        """On the same store, and at another address."""
+        self._server.stop()
+        self.service = FakeControlService(self.home)
+        self._serve()
 
     def record(self, ray_address: str = "127.0.0.1:6379") -> None:
         self.home.write_server(

@@ -163,3 +163,26 @@ def test_a_damaged_answer_is_no_traceback(api, cli, tmp_path, monkeypatch):
         api.service, "outputs", lambda job: Download(name="x.zip", chunks=iter([b"not a zip"]))
     )
     assert "damaged" in cli.refused(OrchError, "fetch", api.job(), "--to", str(tmp_path / "to"))
+
+
+def test_following_outlives_a_server_that_is_restarted(api, cli, monkeypatch):
+    monkeypatch.setattr(following, "POLL_S", 0.01)
+    job = api.job()
+    api.service.write_log(job, b"one\n")
+    shown = following.LogView.show
+    seen = []
+
+    def show_then_restart(view, part):
+        shown(view, part)
+        if not seen:
+            seen.append(api.url)
+            api.restart()
+            api.service.write_log(job, b"two\n")
+            api.service.end(job, State.SUCCEEDED)
+
+    monkeypatch.setattr(following.LogView, "show", show_then_restart)
+    result = cli("logs", "-f", job)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one\ntwo\n"
+    assert seen != [api.url]
+    assert "waiting for it" in result.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import stat
@@ -41,6 +42,10 @@ def bootstrap(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setattr(launch, "PROGRAM", "fake_bootstrap")
     return FakeBootstrap(tmp_path / "bootstrap")
+
+
+def test_the_program_that_starts_the_server_is_there():
+    assert importlib.util.find_spec(launch.PROGRAM) is not None
 
 
 def test_start_shows_its_progress_and_where_the_server_answers(home, cli, bootstrap):

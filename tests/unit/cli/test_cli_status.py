@@ -195,3 +195,35 @@ def test_cancel_waits_for_the_end_of_a_job_that_is_stopping(api, cli, monkeypatc
     assert "STOPPING" in cli.ok("cancel", job, "--no-wait")
     assert "CANCELLED" in cli.ok("cancel", job, "--now")
     assert asked == [False, True]
+
+
+def test_waiting_outlives_a_server_that_is_restarted(api, cli, monkeypatch):
+    job = api.job()
+    asked = following.job_as_it_stands
+
+    def restart_first(client, *arguments):
+        api.restart()
+        api.service.end(job, State.SUCCEEDED)
+        return asked(client, *arguments)
+
+    monkeypatch.setattr(following, "job_as_it_stands", restart_first)
+    assert cli.ok("wait", job).startswith(f"{job} SUCCEEDED")
+
+
+def test_watching_outlives_a_server_that_is_restarted(api, cli, monkeypatch):
+    job = api.job()
+    looks = iter(range(10))
+
+    def act(_):
+        match next(looks):
+            case 0:
+                api.close()
+            case 1:
+                api.restart()
+                api.service.end(job, State.SUCCEEDED)
+
+    monkeypatch.setattr(status.time, "sleep", act)
+    result = cli("status", job, "--watch")
+    assert result.exit_code == 0
+    assert "SUCCEEDED" in result.stdout
+    assert "waiting for it" in result.stderr
