@@ -9,6 +9,7 @@ from orch.cli import output
 from orch.cli.connect import connected, find_target
 from orch.cli.humans import count, one_line
 from orch.cli.output import Format
+from orch.cli.submit import local_problems
 from orch.model.errors import NeverPlaceable, NoServer
 from orch.model.problems import JobFileError, format_path
 from orch.model.units import describe_size
@@ -42,8 +43,8 @@ def dry_run(loaded: LoadedJob, plan: PackPlan | None, output_format: Format, clu
         )
     else:
         _print(loaded, plan, placement)
-    if plan is not None and plan.problems:
-        raise JobFileError(problem.at(loaded.file, None) for problem in plan.problems)
+    if problems := local_problems(loaded, plan, cluster):
+        raise JobFileError(problem.at(loaded.file, None) for problem in problems)
     if placement["placeable"] is False:
         raise NeverPlaceable(f"this job can never be placed: {placement['reason']}")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orch.api.packing import PackPlan
     from orch.cli.output import Progress
     from orch.model.jobfile import LoadedJob
+    from orch.model.problems import Problem
 
 Document = dict[str, Any]
 
@@ -77,7 +78,7 @@ def submit(
 
         show(loaded, plan, output_format, cluster)
         return
-    secrets = _checked(loaded, plan)
+    secrets = _checked(loaded, plan, cluster)
     from orch.cli.connect import connected_or_started
 
     with output.progress(quiet=quiet) as shown, connected_or_started(cluster, shown) as client:
@@ -104,12 +105,12 @@ def _plan(loaded: "LoadedJob") -> "PackPlan | None":
     return plan(Path(loaded.spec.workdir))
 
 
-def _checked(loaded: "LoadedJob", plan: "PackPlan | None") -> dict[str, str]:
+def _checked(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | None) -> dict[str, str]:
     """The secrets' values. What only this machine can refuse is refused here, all of it at once."""
     from orch.model.jobfile import secret_values
     from orch.model.problems import JobFileError, Problem
 
-    problems = list(plan.problems) if plan else []
+    problems = local_problems(loaded, plan, cluster)
     secrets: dict[str, str] = {}
     try:
         secrets = secret_values(loaded.spec, os.environ)
@@ -118,6 +119,19 @@ def _checked(loaded: "LoadedJob", plan: "PackPlan | None") -> dict[str, str]:
     if problems:
         raise JobFileError(problem if problem.file else problem.at(loaded.file, None) for problem in problems)
     return secrets
+
+
+def local_problems(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | None) -> list["Problem"]:
+    """What stands against shipping the workdir, and against the storage where the server is this machine's."""
+    from orch.cli.connect import find_target
+    from orch.model.jobfile import missing_extra
+
+    problems = list(plan.problems) if plan else []
+    storage = loaded.spec.checkpoint.storage
+    if storage is not None and find_target(cluster).kind == "home":
+        missing = missing_extra(storage.url)
+        problems += [missing] if missing else []
+    return problems
 
 
 def _ship(client: "Client", plan: "PackPlan | None", shown: "Progress") -> Document | None:

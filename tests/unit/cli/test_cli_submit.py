@@ -8,7 +8,9 @@ import zipfile
 import pytest
 
 from orch.cli import following
+from orch.model import jobfile
 from orch.model.errors import Blocked, JobCancelled, JobFailed, NeverPlaceable, WrongUse
+from orch.model.problems import Problem
 from orch.model.states import State
 
 
@@ -209,6 +211,18 @@ def test_dry_run_names_what_cannot_be_shipped(api, cli, workdir):
     result = cli("submit", str(workdir / "job.yaml"), "-n")
     assert result.exit_code == WrongUse.exit_code
     assert "loop" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--dry-run"])
+def test_a_storage_that_this_installation_cannot_reach_starts_nothing(
+    home, cli, workdir, monkeypatch, option
+):
+    missing = Problem("s3:// needs the package s3fs: pip install 'orch[s3]'", path="checkpoint.storage")
+    monkeypatch.setattr(jobfile, "missing_extra", lambda url: missing)
+    result = cli("submit", str(workdir / "job.yaml"), "--set", "checkpoint.storage=s3://bucket", option)
+    assert result.exit_code == WrongUse.exit_code
+    assert "orch[s3]" in result.stderr
+    assert list(home.root.iterdir()) == []
 
 
 def test_dry_run_against_a_cluster_without_a_server_says_that_it_was_not_checked(home, cli, workdir):
