@@ -14,6 +14,10 @@ from typing import Any
 
 import psutil
 
+from orch.api.client import Client
+from orch.control.home import Home
+from orch.control.raylocal import ray_environment
+
 WAIT_S = 90.0
 POLL_S = 0.02
 
@@ -39,6 +43,7 @@ class Server:
 
     def __init__(self, home: Path, env: dict[str, str] | None = None) -> None:
         self.home = home
+        self._client: Client | None = None
         self.env = {**os.environ, "ORCH_HOME": str(home), **(env or {})}
         for name in ("ORCH_CLUSTER", "ORCH_STORE", "RAY_ADDRESS"):
             self.env.pop(name, None)
@@ -69,6 +74,26 @@ class Server:
 
     def events(self, job: str) -> list[dict[str, Any]]:
         return json.loads(self.cli("events", job, "-o", "json").stdout)["events"]
+
+    def client(self) -> Client:
+        """Speaks the same API as the CLI, without starting a process for every look."""
+        if self._client is None:
+            self._client = Client.find(Home(self.home), {})
+        return self._client
+
+    def python(self, code: str) -> Any:
+        """Runs `code` against this server's Ray in a process of its own; sys.argv[1] is Ray's address, its last line
+        of output is JSON.
+        """
+        record = Home(self.home).read_server()
+        assert record is not None
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, record.ray_address],
+            env={**self.env, **ray_environment(self.home)},
+            text=True, capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.strip().splitlines()[-1])
 
     def wait(self, job: str, check: int | None = 0, limit_s: float = WAIT_S) -> dict[str, Any]:
         self.cli("wait", job, check=check, timeout=limit_s + 30)

@@ -68,8 +68,15 @@ class LogPart:
 class Client:
     """Thread-safe. `locate` says where the server is now, for one that may come back elsewhere."""
 
-    def __init__(self, url: str, token: str, *, locate: Callable[[], tuple[str, str]] | None = None) -> None:
-        self._transport = Transport(url, token, locate)
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        locate: Callable[[], tuple[str, str]] | None = None,
+        coming_back: Callable[[], bool] | None = None,
+    ) -> None:
+        self._transport = Transport(url, token, locate, coming_back)
 
     def tell_gaps(self, told: Callable[[str], None]) -> None:
         """`told` gets a sentence when a server that was followed stops answering, and is waited for."""
@@ -92,7 +99,7 @@ class Client:
                 raise errors.NoServer(f"no server runs for {home.root}; start one with `orch server start`")
             return record.url, home.read_token()
 
-        return cls(*locate(), locate=locate)
+        return cls(*locate(), locate=locate, coming_back=home.ray_lives)
 
     @property
     def url(self) -> str:

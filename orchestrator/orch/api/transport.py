@@ -21,6 +21,8 @@ Document = dict[str, Any]
 CONNECT_LIMIT_S = 3.0
 ANSWER_LIMIT_S = 30.0
 """How long the server may take beyond what it was asked to wait."""
+RESTART_PATIENCE_S = 20.0
+"""A controller that died is back within seconds; every command waits for it so long."""
 RETRY_PAUSE_S = 0.25
 RETRY_PAUSE_S_MAX = 2.0
 
@@ -40,11 +42,20 @@ _BY_CODE = {
 
 
 class Transport:
-    """Thread-safe. `locate` says where the server is now, for one that may come back elsewhere."""
+    """Thread-safe. `locate` says where the server is now, for one that may come back elsewhere; `coming_back` whether
+    one that does not answer is being restarted: then it is waited for, by the least patient too.
+    """
 
-    def __init__(self, url: str, token: str, locate: Callable[[], tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        locate: Callable[[], tuple[str, str]] | None = None,
+        coming_back: Callable[[], bool] | None = None,
+    ) -> None:
         self._set(url, token)
         self._locate = locate
+        self._coming_back = coming_back
         self._pool = urllib3.PoolManager(maxsize=4, retries=False)
         self.on_gap: Callable[[str], None] | None = None
 
@@ -92,7 +103,7 @@ class Transport:
         if isinstance(body, dict):
             head["Content-Type"] = "application/json"
         query = f"?{urlencode(fields)}" if fields else ""
-        deadline = time.monotonic() + patience_s
+        began = time.monotonic()
         pause_s, told = RETRY_PAUSE_S, False
         while True:
             try:
@@ -111,7 +122,7 @@ class Transport:
                 problem = errors.NoServer(f"the server at {self._url} is starting or stopping; try again")
             except urllib3.exceptions.HTTPError as error:
                 problem = errors.NoServer(f"no server answers at {self._url} ({_why(error)})")
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= began + self._patience_s(patience_s):
                 raise problem
             if not told and self.on_gap is not None:
                 self.on_gap(problem.message)
@@ -119,6 +130,10 @@ class Transport:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_PAUSE_S_MAX)
             self._relocate()
+
+    def _patience_s(self, asked_s: float) -> float:
+        coming_back = self._coming_back is not None and self._coming_back()
+        return max(asked_s, RESTART_PATIENCE_S) if coming_back else asked_s
 
     def _relocate(self) -> None:
         if self._locate is not None:

@@ -145,6 +145,14 @@ class Home:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
+    def ray_lives(self) -> bool:
+        """Whether the Ray that this home started is there: it restarts a controller that died."""
+        try:
+            pid = int(json.loads((self.root / "ray.json").read_text())["gcs_pid"])
+            return b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def forget_server(self) -> None:
         self.server_json.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ OBJECT_STORE_BYTES = 80 << 20
 START_LIMIT_S = 90.0
 STOP_GRACE_S = 5.0
 LOOPBACK = "127.0.0.1"
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 
 
 def ray_environment(home: Path) -> dict[str, str]:
@@ -35,7 +37,7 @@ def ray_environment(home: Path) -> dict[str, str]:
         # machine's address and everything listens on all interfaces. A test reads the listening sockets.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(home / "ray-token"),
+        TOKEN_VARIABLE: str(home / "ray-token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         # Ray would run its workers, and so the training, at niceness 15.
@@ -101,6 +103,9 @@ def start_ray(home: Path, *, num_cpus: int | None = None, num_gpus: int | None =
         # Ports of the operating system's choosing: two homes on one machine must not collide.
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
     ]
+    if find_spec("grpc") is not None:
+        # With its packages installed, Ray starts a Ray Client server that nobody asked for, at a fixed port.
+        command.append(f"--ray-client-server-port={free_port()}")
     if num_cpus is not None:
         command.append(f"--num-cpus={num_cpus}")
     if num_gpus is not None:
@@ -147,27 +152,21 @@ def stop_ray(home: Path) -> int:
 
 
 def ray_processes(home: Path) -> list[psutil.Process]:
-    """Daemons are known by this home's temp folder on their command line, workers as their descendants."""
-    marks = tuple({str(home / "ray"), str(_short_temp(home))})
+    """Known by the path of this home's token, which orch gives to every process of its Ray and to nothing else."""
     found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if not any(f"{mark}/" in f"{line}/" for mark in marks) or process.pid == os.getpid():
-            continue
-        if "ray" not in line.split("--", 1)[0]:
-            continue  # an editor that shows one of the log files
-        found[process.pid] = process
-        for child in _children(process):
-            found[child.pid] = child
-    found.pop(os.getpid(), None)
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and _environment(process).get(TOKEN_VARIABLE) == str(
+            home / "ray-token"
+        ):
+            found[process.pid] = process
     return list(found.values())
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _environment(process: psutil.Process) -> dict[str, str]:
     try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}  # gone meanwhile, or another user's
 
 
 def _quietly(act: Any) -> None:
