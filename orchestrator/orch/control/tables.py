@@ -25,12 +25,12 @@ def tabulate(
         if before.attempt:
             transaction.put_attempt(job, before.attempt, ended_us=now_us, outcome=_why(event, after))
         transaction.put_attempt(job, after.attempt, started_us=now_us, reason=_reason(before, after))
-        if isinstance(event, (ev.AgentLost, ev.GangLost)):
+        if isinstance(event, (ev.AgentLost, ev.GangLost, ev.Adopted)):
             transaction.put_restart(
                 job,
                 after.attempt,
                 1,
-                cause="agent lost" if isinstance(event, ev.AgentLost) else "machines lost",
+                cause="machines lost" if isinstance(event, ev.GangLost) else "agent lost",
                 evidence=event.evidence,
                 decision=after.story[-1].decision,
             )
