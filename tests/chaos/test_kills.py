@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from support.leftovers import of_jobs
@@ -39,6 +40,19 @@ def test_training_process_killed(server: Server, undisturbed: bytes, rng: random
     assert detail["attempt"] == 1, "restarted in place"
     assert victim.final_bytes() == undisturbed
     assert_chain_kept(victim)
+    victim.assert_nothing_left()
+
+
+def test_guard_killed(server: Server, undisturbed: bytes, rng: random.Random) -> None:
+    """Nobody sees the exit status then; the agent ends what is left and restarts in place."""
+    victim = Victim(server)
+    victim.wait_step(_somewhere(rng))
+    guard = psutil.Process(victim.events("ProcessStarted")[-1]["pid"]).parent()
+    assert guard is not None
+    assert kill(guard.pid)
+    detail = victim.finish()
+    assert_recovered(detail, kills=1)
+    assert victim.final_bytes() == undisturbed
     victim.assert_nothing_left()
 
 

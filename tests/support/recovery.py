@@ -124,7 +124,7 @@ def assert_recovered(detail: dict[str, Any], kills: int) -> None:
     assert all(recovery["lost_steps"] is not None for recovery in finished), finished
 
 
-def assert_chain_kept(victim: Victim) -> None:
+def assert_chain_kept(victim: Victim, steps: int = STEPS) -> None:
     """No checkpoint on the chain was lost: the newest five are there, whole, and the newest is the last step's."""
     from orch_workers.checkpoint import Catalog, open_storage
 
@@ -132,7 +132,7 @@ def assert_chain_kept(victim: Victim) -> None:
     points = catalog.restore_points()
     told = [point for point in victim.detail()["checkpoints"] if point["state"] == "committed"]
     assert points, "no checkpoint is left"
-    assert points[0].step == STEPS
+    assert points[0].step == steps
     assert {point.step for point in points} == {point["step"] for point in told}
     for point in points:
         catalog.manifest(point)

@@ -3,10 +3,11 @@
 import os
 import time
 
-import orch
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import orch
 
 STEPS, BATCH = int(os.environ.get("STEPS", "1000")), 4
 PACE_S = float(os.environ.get("PACE_S", "0.005"))
