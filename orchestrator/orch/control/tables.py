@@ -25,15 +25,8 @@ def tabulate(
         if before.attempt:
             transaction.put_attempt(job, before.attempt, ended_us=now_us, outcome=_why(event, after))
         transaction.put_attempt(job, after.attempt, started_us=now_us, reason=_reason(before, after))
-        if isinstance(event, (ev.AgentLost, ev.GangLost, ev.Adopted)):
-            transaction.put_restart(
-                job,
-                after.attempt,
-                1,
-                cause="machines lost" if isinstance(event, ev.GangLost) else "agent lost",
-                evidence=event.evidence,
-                decision=after.story[-1].decision,
-            )
+        if before.attempt:
+            transaction.put_restart(job, after.attempt, 1, **_cause(before, after, event))
     if after.state in ENDED and before.state not in ENDED:
         transaction.put_attempt(job, after.attempt, ended_us=now_us, outcome=after.state.value.lower())
     match event:
@@ -96,6 +89,18 @@ def _tabulate_restart(
             transaction.put_restart(job, *before.generation, ended_us=now_us)
         case _:
             pass
+
+
+def _cause(before: JobState, after: JobState, event: Event) -> dict[str, Any]:
+    """Why a new attempt was made: what was lost just now, or why the job was waiting again."""
+    decision = after.story[-1].decision
+    match event:
+        case ev.AgentLost() | ev.Adopted():
+            return {"cause": "agent lost", "evidence": event.evidence, "decision": decision}
+        case ev.GangLost():
+            return {"cause": "machines lost", "evidence": event.evidence, "decision": decision}
+        case _:
+            return {"cause": before.reason, "decision": decision}
 
 
 def _reason(before: JobState, after: JobState) -> str | None:
