@@ -267,6 +267,17 @@ def test_just_commands_are_recipes():
         assert named <= recipes, path
 
 
+def test_what_recipes_run_exists():
+    text = text_of(Path("justfile"))
+    modules = [Path(*name.split(".")) for name in re.findall(r"-m (tests\.[a-z_.]+)", text)]
+    assert modules
+    assert [
+        module for module in modules if not any((ROOT / found).exists() for found in (module, f"{module}.py"))
+    ] == []
+    named = re.findall(r"\b((?:tests|examples)/[\w/.]+)", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_ci_runs_the_readmes_test_command():
     start = "python3 -m venv .venv && .venv/bin/pip install rust-just && .venv/bin/just"
     readme = text_of(Path("README.md")).splitlines()
