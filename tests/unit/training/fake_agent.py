@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -73,15 +75,20 @@ class FakeAgent:
         self.page.put_word(**self._word)
         path = self.folder / "train.py"
         path.write_text(script)
-        done = subprocess.run(
-            check=False,
-            args=[sys.executable, str(path)],
-            env=self.environment(**extra),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=PROCESS_LIMIT_S,
-        )
+        out, err = self.folder / "out", self.folder / "err"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, str(path)],
+                env=self.environment(**extra),
+                cwd=self.folder,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            status = process.wait(PROCESS_LIMIT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # loader workers of a killed process, as the guard does
+        done = subprocess.CompletedProcess(process.args, status, out.read_text(), err.read_text())
         self.wait_idle()
         if check:
             assert done.returncode == 0, done.stderr

@@ -19,3 +19,9 @@ def saved(run):
     run.step()
     run.save()
     run.give_up()
+
+
+def saves(agent):
+    """(step, reason) of each save, in order."""
+    agent.wait_idle()
+    return [(message["step"], message["reason"]) for message in agent.of("saved")]

@@ -21,7 +21,10 @@ torch.manual_seed(1)
 model = torch.nn.Linear(3, 3)
 optimizer = torch.optim.Adam(model.parameters())
 data = torch.utils.data.DataLoader(torch.randn(20, 3), batch_size=4, shuffle=True)
-run = orch.training(model=model, optimizer=optimizer, local_every_s=float(os.environ.get("EVERY_S", "600")))
+run = orch.training(
+    model=model, optimizer=optimizer, restore="AFRESH" not in os.environ,
+    local_every_s=float(os.environ.get("EVERY_S", "600")),
+)
 for epoch in run.epochs(3):
     for batch in run.batches(data):
         loss = model(batch).sum()
@@ -105,6 +108,15 @@ def test_only_damaged_checkpoints_are_never_a_silent_fresh_start(tmp_path):
     assert refused.returncode == 1
     assert "can be restored" in refused.stderr
     assert "to start over" in refused.stderr
+
+
+def test_starting_afresh_leaves_the_old_checkpoints_behind(tmp_path):
+    undisturbed = start(tmp_path)
+    afresh = start(tmp_path, AFRESH="1", AT="3", WITH="SIGINT")
+    assert "starts from nothing" in afresh.stderr
+    done = start(tmp_path)
+    assert "went on from step 3" in done.stderr
+    assert done.stdout == undisturbed.stdout
 
 
 @pytest.mark.parametrize(

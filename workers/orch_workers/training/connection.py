@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from typing import Any
 
@@ -18,7 +17,6 @@ class Connection:
     """Not for several threads: the training loop is its only user."""
 
     def __init__(self, path: str) -> None:
-        self._owner = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(CONNECT_LIMIT_S)
         try:
@@ -72,11 +70,6 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
-
-    @property
-    def is_mine(self) -> bool:
-        """False in a child that was forked after the connection was made."""
-        return os.getpid() == self._owner
 
     def _send_now(self, data: bytes) -> int:
         try:

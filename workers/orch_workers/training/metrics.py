@@ -31,8 +31,8 @@ class Metrics:
     def due(self) -> tuple[int, int, dict[str, Any]] | None:
         """(step, epoch, values) when a report is due and can be had without waiting for a device."""
         if self._coming is not None:
-            step, epoch, values, event = self._coming
-            if not event.query():
+            step, epoch, values, events = self._coming
+            if not all(event.query() for event in events):
                 return None
             self._coming = None
             return step, epoch, _numbers(values)
@@ -57,9 +57,11 @@ class Metrics:
             if not _is_on_host(value):
                 host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
                 copies[name] = host.copy_(value, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(on_device[0].device))
-        self._coming = (self._step, self._epoch, copies, event)
+        events = []
+        for device in {value.device for value in on_device}:
+            events.append(torch.cuda.Event())
+            events[-1].record(torch.cuda.current_stream(device))
+        self._coming = (self._step, self._epoch, copies, events)
 
     def read(self) -> dict[str, Any]:
         """The newest values as numbers. May wait for a device: for when the state is copied anyway."""

@@ -6,7 +6,7 @@ The training process asks, the agent answers each request with exactly one line,
 ======================================================================  ===================================
 training process → agent                                                answer
 ======================================================================  ===================================
-``hello {protocol, pid, python, frameworks}``                           ``welcome`` or ``refused``
+``hello {protocol, pid, python, frameworks, restore}``                  ``welcome`` or ``refused``
 ``restored {step, source, seconds_s}`` (no reply)
 ``mismatch {message}`` (no reply): this state can never be loaded
 ``save {size_bytes, step, reason, wait}``                               ``slot {index, path}`` or ``busy``
@@ -16,6 +16,10 @@ training process → agent                                                answer
 ``note {level, message}`` (no reply): shown in status
 ``finished {step, epoch}``                                              ``ok``
 ======================================================================  ===================================
+
+The word before the braces is the message's ``type``. hello's restore is false when the script starts from nothing
+although there may be a checkpoint; ``restored`` then has step 0 and source ``none``, as when there was none.
+A metric that is not finite is the string ``nan``, ``inf`` or ``-inf``, as JSON has no such numbers.
 
 ``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last}``;
 restore is null or ``{path, source, generation, step}`` with path a READY slot file and source ``memory`` or

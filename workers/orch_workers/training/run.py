@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from . import rng
@@ -63,7 +64,7 @@ class Run:
         self._exit_left = EXIT_LEFT
         self._first_epoch = True
         self._state = "open"
-        self._owner = os.getpid()
+        _forget_in_children(self)
         self.skipped_saves = 0
 
     # what the script uses
@@ -325,7 +326,7 @@ class Run:
 
     @property
     def is_open_here(self) -> bool:
-        return self._state == "open" and os.getpid() == self._owner
+        return self._state == "open"
 
     @property
     def was_asked_to_stop(self) -> bool:
@@ -373,9 +374,25 @@ class Run:
         self._sink.note(level, message)
 
     def _check_open(self) -> None:
-        if self._state != "open":
-            raise TrainingError(f"this run has {self._state}: call orch.training() for a new one")
-        if os.getpid() != self._owner:
+        if self._state == "forked":
             raise TrainingError(
                 "this process was forked from the one that trains: only that one may use the run"
             )
+        if self._state != "open":
+            raise TrainingError(f"this run has {self._state}: call orch.training() for a new one")
+
+    def forked(self) -> None:
+        """From here on this is the copy of a run that belongs to the parent process."""
+        self._state = "forked"
+
+
+def _forget_in_children(run: Run) -> None:
+    """Told at the fork, a run need not ask at each step which process it is in."""
+    known = weakref.ref(run)
+
+    def after_fork() -> None:
+        copy = known()
+        if copy is not None:
+            copy.forked()
+
+    os.register_at_fork(after_in_child=after_fork)

@@ -153,7 +153,6 @@ class _Ending:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._owner = os.getpid()
         self._exit_asked_at: int | None = None
         self._excepthook = sys.excepthook
         self._sys_exit = sys.exit
@@ -162,8 +161,7 @@ class _Ending:
         atexit.register(self._at_exit)
 
     def _failed(self, *error: Any) -> None:
-        if os.getpid() == self._owner:
-            self._run.give_up()
+        self._run.give_up()
         self._excepthook(*error)
 
     def _exiting(self, status: Any = None) -> None:
@@ -171,8 +169,6 @@ class _Ending:
         self._sys_exit(status)
 
     def _at_exit(self) -> None:
-        if os.getpid() != self._owner:  # a forked child that ends by itself
-            return
         if self._exit_asked_at == self._run.step_count:
             self._run.give_up()
         else:
@@ -193,10 +189,9 @@ def _stop_on(number: signal.Signals, default: Any, run: Run) -> None:
     """
     if signal.getsignal(number) is not default:
         return
-    owner = os.getpid()
 
     def handle(received: int, _frame: Any) -> None:
-        if os.getpid() != owner or run.was_asked_to_stop or not run.is_open_here:
+        if run.was_asked_to_stop or not run.is_open_here:
             signal.signal(received, default)
             os.kill(os.getpid(), received)
             return
