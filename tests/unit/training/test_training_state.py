@@ -99,6 +99,10 @@ def test_restoring_can_be_refused(agents, monkeypatch):
     assert (run.step_count, run.restored_step) == (0, None)
     assert [hello["restore"] for hello in agent.of("hello")] == [True, False]
     run.give_up()
+    agent.wait_idle()
+    assert [note["message"] for note in agent.of("note")] == [
+        "restore=False: starts from nothing, not from step 1"
+    ]
 
 
 def test_extra_state_and_tied_weights(agents, monkeypatch):

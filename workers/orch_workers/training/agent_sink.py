@@ -43,8 +43,9 @@ class AgentSink(Sink):
             bool(rules.get("last", True)),
         )
         point = welcome.get("restore")
-        if point is not None and restore:
-            self.restore = RestorePoint(point["path"], point["source"], point["generation"], point["step"])
+        if point is not None:
+            found = RestorePoint(point["path"], point["source"], point["generation"], point["step"])
+            self.restore, self.passed_over = (found, None) if restore else (None, found)
         self._page = Page(welcome["page"])
         self._acked = 0
         self._slots: dict[str, Slot] = {}

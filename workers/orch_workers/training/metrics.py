@@ -6,6 +6,8 @@ import math
 import time
 from typing import Any
 
+from .pytorch import torch_module
+
 REPORT_EVERY_NS = 500_000_000
 """Shortest time between two reports: what status shows need not be newer."""
 
@@ -49,8 +51,7 @@ class Metrics:
         on_device = [value for value in self._newest.values() if not _is_on_host(value)]
         if any(value.device.type != "cuda" for value in on_device):
             return  # no way to ask such a device without waiting: read at the next save
-        import torch
-
+        torch = torch_module()
         copies: dict[str, Any] = {}
         for name, value in self._newest.items():
             copies[name] = value

@@ -284,14 +284,14 @@ class Run:
             elif name not in live and kind != "value":
                 found.append(f"{name} ({kind}) is in the checkpoint but is not given to orch.training()")
             elif name not in live:
-                self._note(
+                self.note(
                     "warning", f"the value {name} is in the checkpoint and not in the script: it is dropped"
                 )
         for name, kind in live.items():
             if name not in kinds and kind != "value":
                 found.append(f"{name} ({kind}) is given to orch.training() but is not in the checkpoint")
             elif name not in kinds:
-                self._note(
+                self.note(
                     "warning", f"the value {name} is not in the checkpoint: it starts as the script gives it"
                 )
         return found
@@ -339,7 +339,7 @@ class Run:
 
     def _leave(self) -> None:
         if not self._save("stop", wait=True):
-            self._note("warning", f"no slot came free: left at step {self.step_count} without saving it")
+            self.note("warning", f"no slot came free: left at step {self.step_count} without saving it")
         self._report_last()
         self._state = "left"
         self._sink.interrupted(self.step_count, self._saved_step or 0)
@@ -362,14 +362,14 @@ class Run:
     def _inexact(self, reason: str) -> None:
         if reason not in self.inexact_reasons:
             self.inexact_reasons.append(reason)
-            self._note("warning", f"a restart of this run is not exact: {reason}")
+            self.note("warning", f"a restart of this run is not exact: {reason}")
 
     def _warn_about_steps(self) -> None:
         self._inexact(
             "run.step was called outside run.batches; a restart within an epoch repeats the epoch's data"
         )
 
-    def _note(self, level: str, message: str) -> None:
+    def note(self, level: str, message: str) -> None:
         self._say(message)
         self._sink.note(level, message)
 

@@ -127,6 +127,8 @@ def _seed(options: Options) -> int:
 def _restore(run: Run, sink: Sink, adapters: Adapters) -> None:
     point = sink.restore
     if point is None:
+        if sink.passed_over is not None:
+            run.note("warning", f"restore=False: starts from nothing, not from step {sink.passed_over.step}")
         sink.restored(0, "none", 0.0)
         return
     started = time.monotonic()

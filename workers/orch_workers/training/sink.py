@@ -40,6 +40,8 @@ class Sink:
     generation: tuple[int, int] = (0, 0)
     rules: Rules = Rules()
     restore: RestorePoint | None = None
+    passed_over: RestorePoint | None = None
+    """What could have been restored, had the script not said restore=False."""
 
     def progress(self, step: int, epoch: int) -> Word:
         """A step is complete. Called at each one, so it costs no system call."""
