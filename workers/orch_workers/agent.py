@@ -11,12 +11,13 @@ from typing import Any
 from orch_workers.config import WorkerConfig
 from orch_workers.reports import Reports
 from orch_workers.sweep import sweep_job
-from orch_workers.worker import Worker
+from orch_workers.worker import SecretsUnavailableError, Worker
 
 CONTROLLER = ("controller", "orch")
 """Name and namespace of the actor that has the secrets."""
 SECRETS_CALL_LIMIT_S = 10.0
 SECRETS_RETRY_S = 0.5
+EXIT_GIVEN_UP = 70
 
 
 class Agent:
@@ -27,7 +28,7 @@ class Agent:
         paths = self._config.paths
         paths.make()
         self._reports = Reports(paths.state, self._config.attempt, self._config.rank)
-        self._worker = Worker(self._config, self._reports, self._fetch_secrets)
+        self._worker = Worker(self._config, self._reports, self._fetch_secrets, give_up=_give_up)
         self._worker.start()
 
     def describe(self) -> dict[str, Any]:
@@ -52,7 +53,8 @@ class Agent:
         return self._worker.ended
 
     def sweep(self) -> None:
-        """The job is over: nothing of it stays on this machine but its logs."""
+        """The job is over: what still runs is ended, and nothing stays on this machine but its logs."""
+        self._worker.halt()
         sweep_job(self._config.paths)
 
     def _fetch_secrets(self) -> dict[str, str]:
@@ -71,6 +73,14 @@ class Agent:
                     controller.secrets.remote(self._config.job_id), timeout=SECRETS_CALL_LIMIT_S
                 )
                 return found
+            except ray.exceptions.RayTaskError as error:
+                # The controller answered, and cannot open them: a person must act.
+                raise SecretsUnavailableError(str(error.cause)) from error
             except (ValueError, ray.exceptions.RayError):
                 time.sleep(SECRETS_RETRY_S)
         raise InterruptedError("stopped while waiting for the job's secrets")
+
+
+def _give_up() -> None:
+    """Ends the agent at once: its guard ends what runs, its successor adopts what it held, a budget pays for it."""
+    os._exit(EXIT_GIVEN_UP)

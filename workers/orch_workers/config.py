@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -86,8 +87,29 @@ class WorkerPaths:
         return self.snapshots_job / f"rank-{self.rank}"
 
     @property
+    def page(self) -> Path:
+        return self.snapshots / "page"
+
+    @property
+    def page_fallback(self) -> Path:
+        """On disk, where shared memory has no room for one more page."""
+        return self.state / "page"
+
+    @property
+    def done(self) -> Path:
+        """Says that the command has ended with success, before anything else is done about it."""
+        return self.state / "done.json"
+
+    @property
+    def undelivered(self) -> Path:
+        """Says that outputs could not be brought into storage: the working area then stays."""
+        return self.job / "undelivered"
+
+    @property
     def socket(self) -> Path:
-        return SOCKETS / f"orch-{os.getuid()}" / f"{self.job_id[:40]}-{self.rank}" / "agent.sock"
+        # The whole id does not fit, and its beginning is not its own.
+        mark = hashlib.sha256(self.job_id.encode()).hexdigest()[:24]
+        return SOCKETS / f"orch-{os.getuid()}" / f"{mark}-{self.rank}" / "agent.sock"
 
     @property
     def log(self) -> Path:

@@ -8,25 +8,42 @@ from pathlib import Path
 from orch.model.generation import Generation
 from orch_workers import outputs
 from orch_workers.checkpoint.catalog import Catalog
-from orch_workers.checkpoint.errors import StorageError
+from orch_workers.checkpoint.errors import StorageError, StorageRefused
 
 OUTPUT_BYTES_MAX = 4 << 30
 """One output file; larger ones belong into a storage of their own."""
 
 
-def deliver(catalog: Catalog, workdir: Path, patterns: Sequence[str], generation: Generation) -> list[str]:
-    """Copies what the patterns name to `outputs/<generation>/…`; returns what could not be, each with its reason."""
-    problems: list[str] = []
-    if not patterns or not workdir.is_dir():
-        return problems
-    for name in outputs.collect(workdir, list(patterns)):
-        path = workdir / name
-        try:
-            size_bytes = path.stat().st_size
-            if size_bytes > OUTPUT_BYTES_MAX:
-                problems.append(f"{name}: {size_bytes} bytes, at most {OUTPUT_BYTES_MAX} are brought back")
-                continue
-            catalog.storage.create(catalog.path("outputs", str(generation), name), path.read_bytes())
-        except (OSError, StorageError) as error:
-            problems.append(f"{name}: {error}")
-    return problems
+class Delivery:
+    """What `outputs` names, on its way to `outputs/<generation>/…`. Repeatable: what is there is not sent again."""
+
+    def __init__(
+        self, catalog: Catalog, workdir: Path, patterns: Sequence[str], generation: Generation
+    ) -> None:
+        """OutputsError when the patterns name too much."""
+        self._catalog, self._workdir, self._generation = catalog, workdir, generation
+        self._missing = outputs.collect(workdir, list(patterns)) if patterns and workdir.is_dir() else []
+        self.problems: list[str] = []
+
+    def attempt(self, _limit_s: float) -> bool:
+        """Sends what is missing, one try each; True when nothing is left to try. `problems` says what is not there."""
+        self.problems, again = [], []
+        for name in self._missing:
+            try:
+                self._send(name)
+            except (StorageRefused, OSError, ValueError) as error:
+                self.problems.append(f"{name}: {error}")
+            except StorageError as error:
+                self.problems.append(f"{name}: {error}")
+                again.append(name)
+        self._missing = again
+        return not again
+
+    def _send(self, name: str) -> None:
+        path = self._workdir / name
+        size_bytes = path.stat().st_size
+        if size_bytes > OUTPUT_BYTES_MAX:
+            raise ValueError(f"{size_bytes} bytes, at most {OUTPUT_BYTES_MAX} are brought back")
+        self._catalog.storage.create(
+            self._catalog.path("outputs", str(self._generation), name), path.read_bytes()
+        )

@@ -23,6 +23,7 @@ from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import Catalog
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import (
+    NotFound,
     NothingRestorable,
     SnapshotChanged,
     StorageError,
@@ -40,6 +41,9 @@ T = TypeVar("T")
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
 RETRY_JITTER = 0.3
+HURRIED_MAX_S = 1.0
+"""Longest pause between two tries while somebody waits for the last snapshot to be in storage."""
+COMMITTED_REMEMBERED = 16
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,13 @@ class Keeper:
         self._writing: Filled | None = None
         self._closed = False
         self._trouble = ""
-        self._committed_step: int | None = None
+        self._committed: set[tuple[tuple[int, int], int]] = set()
+        history = dict(config.policy.get("history") or {})
+        self._committed_step = int(history.get("committed_step") or 0)
+        self._memory_is_newest = False
+        self._hurry = False
         self._swept_for: tuple[int, int] | None = None
+        self._sweeping = True
         self.saved_s = time.monotonic()
         self.saved_step = 0
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="restore")
@@ -107,30 +116,31 @@ class Keeper:
         Waits for storage that is away unless the newest state is known to lie in this machine's memory.
         """
         local = self._staging.load_lineage()
-        self._begun = self._patiently(self.catalog.chain, local)
+        # The agent before this one was here and left its chain: nothing newer than its memory can be elsewhere.
+        self._memory_is_newest = local is not None and local.generation[0] >= self._config.attempt - 1
+        self._begun = self._patiently(self.catalog.chain, local if self._memory_is_newest else None)
+        if local is not None and self._begun is not None and self._begun.generation > local.generation:
+            self._memory_is_newest = False
         known = [chain for chain in (local, self._begun) if chain is not None]
         self._chain = max(known, key=lambda chain: chain.generation, default=None)
-        if self._chain is not None:
-            adopted = self._staging.newest_ready(self._chain)
-            if adopted is not None and adopted.index != RESTORE_INDEX:
-                self._queue(adopted, {"reason": "adopted"})
+        with self._lock:
+            self._queue_newest({"reason": "adopted"})
         self._writer.start()
 
-    def _patiently(self, ask: Callable[[], T], local: Chain | None) -> T | None:
-        """What storage answers, waited for; None when it is away and nothing newer than our memory can be there.
-
-        The agent before this one was here and left its chain: then what it held is the newest there is.
-        """
+    def _patiently(self, ask: Callable[[], T], instead: object) -> T | None:
+        """What storage answers, waited for; None when it is away or refuses and there is something `instead`."""
         tries = 0
         while True:
             try:
                 return ask()
-            except StorageRefused:
+            except NotFound:
                 raise
             except StorageError as error:
                 self._set_trouble(str(error))
-                if local is not None and local.generation[0] >= self._config.attempt - 1:
+                if instead is not None:
                     return None
+                if isinstance(error, StorageRefused):
+                    raise
                 if self._stopping.is_set():
                     raise InterruptedError("stopped while storage was away") from error
                 tries += 1
@@ -152,7 +162,10 @@ class Keeper:
 
     def open_object(self, path: str) -> io.BytesIO:
         """An object of the job's folder in storage, whole; storage that is away is waited for."""
-        data = self._patiently(lambda: self.storage.read(self.catalog.path(path)), None)
+        try:
+            data = self._patiently(lambda: self.storage.read(self.catalog.path(path)), None)
+        except NotFound as error:
+            raise StorageRefused(f"{error}; put it back, or submit the job anew") from error
         assert data is not None
         return io.BytesIO(data)
 
@@ -166,7 +179,9 @@ class Keeper:
             self._generation = tuple_of(generation)
             chain = self._chain
             memory = None if chain is None else self._staging.newest_ready(chain)
-        found = None if chain is None else self._newest(chain, memory)
+        found = self._newest(chain, memory)
+        if found is None:
+            self._note("starts from nothing: this job has no checkpoint yet")
         with self._lock:
             if self._prepared is not None:
                 self._staging.release(self._prepared.index, "restore")
@@ -179,21 +194,21 @@ class Keeper:
                 self._next = chain.fork(self._generation, found.generation, found.step)
         return found
 
-    def _newest(self, chain: Chain, memory: Snapshot | None) -> Prepared | None:
+    def _newest(self, chain: Chain | None, memory: Snapshot | None) -> Prepared | None:
         """Newest first over memory and storage; at the same step memory, which costs nothing."""
-        if memory is not None and self._committed_step is not None and memory.step >= self._committed_step:
-            return _prepared(memory, "memory")  # storage has nothing newer, and need not be asked
-        local = chain if memory is not None else None
-        newer_than = -1 if memory is None else memory.step
+        trusted = memory if self._memory_is_newest else None
+        if trusted is not None and trusted.step >= self._committed_step:
+            return _prepared(trusted, "memory")  # storage has nothing newer, and need not be asked
 
         def ask() -> Snapshot | None:
-            self._begin(chain)
+            if chain is not None:
+                self._begin(chain)
             restored = reader.find_and_restore(
                 self.catalog,
                 self._config.rank,
                 self._make_restore_file,
-                newer_than=newer_than,
-                committed_before=self._committed_step is not None,
+                newer_than=-1 if memory is None else memory.step,
+                committed_before=self._committed_step > 0,
                 world_size=self._config.world_size,
             )
             if restored is None:
@@ -203,7 +218,7 @@ class Keeper:
             with self._lock:
                 return self._staging.restored()
 
-        stored = self._patiently(ask, local)
+        stored = self._patiently(ask, trusted)
         if stored is not None:
             return _prepared(stored, "storage")
         return None if memory is None else _prepared(memory, "memory")
@@ -212,39 +227,63 @@ class Keeper:
         with self._lock:
             return self._staging.make_restore_file(size_bytes)
 
-    def restored(self) -> None:
-        """The training process has loaded what was prepared: its generation lies on the chain from now on."""
+    def restored(self, *, loaded: bool) -> None:
+        """The training process has begun: with what was prepared (`loaded`), or with nothing, by its own choice or
+        because there was nothing. Its generation is the chain's newest from now on.
+        """
         with self._lock:
-            if self._prepared is not None:
-                self._staging.release(self._prepared.index, "restore")
-                self._prepared = None
-            if self._next is not None:
+            offered, self._prepared = self._prepared, None
+            if offered is not None:
+                self._staging.release(offered.index, "restore")
+            if loaded and self._next is not None:
                 self._establish(self._next)
+                return
+            if offered is not None:
+                self._note(f"was told to start over: the state of step {offered.step} is left behind")
+                self._sweeping = False  # a person may want it back
+            self._establish(Chain.root(self._generation))
 
     def _establish(self, chain: Chain) -> None:
         if self._chain is not None and chain.generation <= self._chain.generation:
             return
-        self._staging.save_lineage(chain)
-        self._chain = chain
+        self._chain, self._memory_is_newest = chain, True
         self.saved_s = time.monotonic()
+        try:
+            self._staging.save_lineage(chain)
+        except OSError as error:
+            # Only an agent that comes after this one, and finds storage away, would have needed it.
+            self._note(f"the chain could not be noted beside the snapshots: {error}")
 
     def process_gone(self) -> None:
-        """The training process is dead: a slot it was filling is free again."""
+        """The training process is dead: a slot it was filling is free again, one it had just filled is kept safe."""
         with self._lock:
             self._staging.abandon()
+            self._queue_newest({"reason": "process ended"})
+
+    def _queue_newest(self, info: Mapping[str, Any]) -> None:
+        """The newest snapshot goes to storage, unless it is there or on its way. Under the lock."""
+        newest = None if self._chain is None else self._staging.newest_ready(self._chain)
+        if newest is None or newest.index == RESTORE_INDEX:
+            return
+        known = {
+            (f.snapshot.generation, f.snapshot.step) for f in (*self._filled, self._writing) if f is not None
+        }
+        if (newest.generation, newest.step) not in known | self._committed:
+            self._queue(newest, info)
 
     # saving
 
     def acquire(self, size_bytes: int) -> Given | None:
-        """A slot to fill, or None while there is none free."""
+        """A slot to fill, or None while there is none free. OSError when there is room for it nowhere."""
         with self._lock:
             if self._chain is None or self._chain.generation < self._generation:
-                # It saves without having restored anything: it started from nothing, and so does its chain.
-                self._establish(Chain.root(self._generation))
+                self.restored(loaded=False)  # it never said: then it began with nothing
             return self._staging.acquire(size_bytes)
 
     def saved(self, index: int, info: Mapping[str, Any]) -> None:
         with self._lock:
+            if self._staging.writing != index:
+                return  # its process is gone, and what it had filled was taken care of then
             snapshot = self._staging.ready(index)
             self.saved_s, self.saved_step = time.monotonic(), snapshot.step
             self._queue(snapshot, dict(info))
@@ -297,10 +336,18 @@ class Keeper:
             ) as error:  # storage's, or a fault of ours: neither may end the keeping of the state
                 tries += 1
                 self._set_trouble(f"step {filled.snapshot.step} is not in storage yet: {error}")
-                with self._lock:
-                    newer = lambda: self._closed or bool(self._filled)  # noqa: E731
-                    if self._lock.wait_for(newer, timeout=_pause_s(tries)):
-                        return
+                if self._pause(tries):
+                    return
+
+    def _pause(self, tries: int) -> bool:
+        """Between two tries; True when a newer snapshot waits instead, or nobody wants this one any more."""
+        with self._lock:
+            limit_s = min(_pause_s(tries), HURRIED_MAX_S) if self._hurry else _pause_s(tries)
+            was_hurried = self._hurry
+            self._lock.wait_for(
+                lambda: self._closed or bool(self._filled) or self._hurry != was_hurried, timeout=limit_s
+            )
+            return self._closed or bool(self._filled)
 
     def _begin(self, chain: Chain) -> None:
         """In storage before its first commit, and before anything is read on its behalf."""
@@ -323,9 +370,13 @@ class Keeper:
             )
         finally:
             slot.close()
-        self._committed_step = max(done.step, self._committed_step or 0)
+        with self._lock:
+            self._committed_step = max(done.step, self._committed_step)
+            if len(self._committed) >= COMMITTED_REMEMBERED:
+                self._committed.clear()
+            self._committed.add((done.generation, done.step))
         removed = self.catalog.retain(Rules(last=self._config.keep_last)).removed
-        if self._swept_for != done.generation:
+        if self._swept_for != done.generation and self._sweeping:
             self.catalog.sweep(protect=self._on_their_way())
             self._swept_for = done.generation
         extra = {
@@ -338,9 +389,11 @@ class Keeper:
         with self._lock:
             return [(snapshot.generation, snapshot.step) for snapshot in self._staging.snapshots()]
 
-    def drain(self, limit_s: float | None) -> bool:
-        """Waits until everything that was saved is in storage. False: not within `limit_s`."""
+    def drain(self, limit_s: float) -> bool:
+        """Waits until all that was saved is in storage, trying without long pauses. False: not within `limit_s`."""
         with self._lock:
+            self._hurry = True
+            self._lock.notify_all()
             return self._lock.wait_for(
                 lambda: (not self._filled and self._writing is None) or not self._writer.is_alive(),
                 timeout=limit_s,

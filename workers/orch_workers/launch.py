@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from orch.model.generation import Generation
 from orch_policies import interval
 from orch_workers import bundle, code, environment
+from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
 from orch_workers.leftovers import wait_predecessor
 from orch_workers.process import Event as ProcessEvent
@@ -29,6 +30,8 @@ LEAVE_SHARE = 0.7
 """Part of the grace period in which a training process that listens may leave by itself, before SIGTERM."""
 BUSY_POLL_S = 0.02
 SIGKILL = 9
+SOURCES = ("memory", "storage")
+"""Where a state can have been restored from."""
 
 
 class Listener(Protocol):
@@ -65,6 +68,7 @@ class Launcher:
         self._bundle: Path | None = None
         self.said_hello = False
         self._page: Page | None = None
+        self._page_path = self._paths.page
 
     # set-up
 
@@ -74,9 +78,7 @@ class Launcher:
         Returns the step at which a predecessor's process stood when it died (0: none).
         """
         wait_predecessor(self._paths.state, PREDECESSOR_LIMIT_S)
-        page_path = self._paths.snapshots / "page"
-        self._page = Page(str(page_path), create=not page_path.exists())
-        stood_at = self._page.read_progress().step
+        stood_at = _last_step(self._paths.page) or _last_step(self._paths.page_fallback)
         node_root = Path(self._config.node_root)
         self._bundle = bundle.ensure(node_root)
         if self._config.code_digest is not None:
@@ -97,16 +99,16 @@ class Launcher:
     # start and stop
 
     def start(self, generation: Generation) -> int:
-        """Starts the command; returns its pid."""
-        assert self._page is not None
+        """Starts the command; returns its pid. OSError, GuardError, ValueError when it cannot even be tried."""
         assert self._bundle is not None
         self._generation, self.said_hello = generation, False
         self._asked = (0, None)
         self._gone.clear()
-        self._page.reset()
+        self._paths.make()
+        self._make_page()
         if self._session is not None:
             self._session.close()
-        self._session = SessionServer(self._paths.socket, self._page_path, self)
+        self._session = SessionServer(self._paths.socket, str(self._page_path), self)
         self._process = GuardedProcess.start(
             split_command(self._config.run),
             env=self._environment(self._bundle),
@@ -117,9 +119,18 @@ class Launcher:
         )
         return self._process.pid
 
-    @property
-    def _page_path(self) -> str:
-        return str(self._paths.snapshots / "page")
+    def _make_page(self) -> None:
+        """A fresh one for every start: nobody who is left over can write into it."""
+        for path in (self._paths.page, self._paths.page_fallback):
+            try:
+                Page.make(str(path))
+            except OSError as error:
+                if path == self._paths.page_fallback:
+                    raise
+                self._listener.note(f"{path}: {error.strerror}; the progress page is on disk instead")
+                continue
+            self._page, self._page_path = Page(str(path)), path
+            return
 
     def _environment(self, bundle_folder: Path) -> dict[str, str]:
         config = self._config
@@ -190,8 +201,7 @@ class Launcher:
     # what it says, looked up
 
     def progress(self) -> Progress:
-        assert self._page is not None
-        return self._page.read_progress()
+        return Progress(0, 0, 0, 0, 0) if self._page is None else self._page.read_progress()
 
     def pids(self) -> list[int]:
         return self._process.tree() if self._process is not None and self.running else []
@@ -218,7 +228,9 @@ class Launcher:
     def on_hello(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             found = self._keeper.prepared()
-        except Exception as error:
+        except InterruptedError as error:
+            raise SessionRefusedError(str(error)) from error  # a stop: nothing is wrong with the job
+        except (CheckpointError, StorageRefused) as error:
             self._listener.on_unrestorable(str(error))
             raise SessionRefusedError(str(error)) from error
         self.said_hello = True
@@ -234,11 +246,18 @@ class Launcher:
         return {"generation": str(self._generation), "rules": self._every.rules(), "restore": restore}
 
     def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
+        # What the clock asked for is skipped while both slots are busy, and asked for again: training does not wait
+        # for storage. The last one, one before leaving and one on demand must not be skipped.
+        must = wait and reason != "asked"
         while True:
-            given = self._keeper.acquire(size_bytes)
+            try:
+                given = self._keeper.acquire(size_bytes)
+            except OSError as error:
+                self._listener.note(f"no snapshot of step {step} can be taken: {error}")
+                return None
             if given is not None:
                 return given.index, given.path
-            if not wait or self._gone.is_set():
+            if not must or self._gone.is_set():
                 return None
             time.sleep(BUSY_POLL_S)
 
@@ -259,9 +278,19 @@ class Launcher:
         self._listener.on_mismatch(message)
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
-        self._keeper.restored()
-        if source in {"memory", "storage"}:
-            self._listener.on_restored(step, source, seconds_s)
+        self._keeper.restored(loaded=source in SOURCES)
+        self._listener.on_restored(step, source, seconds_s)
 
     def on_finished(self, step: int, epoch: int) -> None:
         self._listener.on_finished()
+
+
+def _last_step(path: Path) -> int:
+    """Where a predecessor's process stood; 0 when its page cannot tell."""
+    try:
+        page = Page(str(path))
+    except (OSError, ValueError):
+        return 0
+    step = page.read_progress().step
+    page.close()
+    return step

@@ -267,7 +267,8 @@ class GuardedProcess:
             try:
                 event = self._next_event(RECORD_EVERY_S)
             except GuardSilentError:
-                self._record()
+                with contextlib.suppress(OSError):  # a full disk: the marks in the environment remain
+                    self._record()
                 continue
             if event is None:
                 gone = self._sweep_after_guard(exited)
@@ -277,7 +278,8 @@ class GuardedProcess:
                 self._on_event(exited)
             elif event["event"] == "gone":
                 gone = Gone(exited, event["t_monotonic_ns"])
-                forget_tree(self._state_dir)
+                with contextlib.suppress(OSError):
+                    forget_tree(self._state_dir)
                 break
         self._close()
         os.close(self._events)

@@ -6,6 +6,7 @@ successor (or a controller that was away) can still tell what happened: adoption
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,12 +15,15 @@ from typing import Any
 
 from orch.model.events import Event, event_to_dict
 from orch.model.generation import Generation
-from orch_workers.journal import Journal, read_journal
+from orch_workers.journal import Journal, JournalDamagedError, read_journal
 
 POLL_LIMIT_S = 20.0
 """Longest an `events` call waits before it answers with nothing."""
 ENTRIES_MAX = 10_000
 """Entries kept in memory; a controller that was away for longer reads the rest from the journal's file."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Reports:
@@ -72,7 +76,12 @@ class Reports:
                 "event": event_to_dict(event),
                 "extra": extra,
             }
-            self._journal.append(entry)
+            try:
+                self._journal.append(entry)
+            except (OSError, ValueError):
+                # A full disk must not end a healthy run. Should this agent die too, its successor is of a newer
+                # attempt, so that no generation is made twice.
+                log.exception("an entry could not be journalled; it is kept in memory")
             self._entries.append(entry)
             self._changed.notify_all()
 
@@ -94,3 +103,13 @@ class Reports:
                     self._told_progress = self._progress_number
                     return {"entries": entries, "progress": self._progress if fresh else None}
                 self._changed.wait(left)
+
+
+def _entries_of(path: Path) -> list[dict[str, Any]]:
+    """A damaged journal of an earlier attempt is set aside: what it told is in the store, or is lost."""
+    try:
+        return read_journal(path)
+    except JournalDamagedError:
+        log.exception("a journal is damaged and was set aside")
+        path.replace(path.with_suffix(".damaged"))
+        return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from pathlib import Path
 
 from orch_workers.config import WorkerPaths
 from orch_workers.process import wait_predecessor
@@ -18,7 +19,7 @@ def sweep_job(paths: WorkerPaths) -> None:
     """
     if paths.state.exists():
         wait_predecessor(paths.state, PROCESSES_LIMIT_S)
-    for folder in (paths.snapshots, paths.socket.parent, paths.job):
+    for folder in _places(paths):
         shutil.rmtree(folder, ignore_errors=True)
     for shared in (paths.snapshots_job, paths.snapshots_job.parent, paths.socket.parent.parent):
         with contextlib.suppress(OSError):
@@ -27,4 +28,10 @@ def sweep_job(paths: WorkerPaths) -> None:
 
 def remains(paths: WorkerPaths) -> list[str]:
     """What of the worker is still on this machine, for the check that nothing is."""
-    return [str(folder) for folder in (paths.snapshots, paths.socket.parent, paths.job) if folder.exists()]
+    return [str(folder) for folder in _places(paths) if folder.exists()]
+
+
+def _places(paths: WorkerPaths) -> list[Path]:
+    """The working area stays while it holds the only copy of what the job was to bring back."""
+    kept = paths.undelivered.exists()
+    return [paths.snapshots, paths.socket.parent, *([] if kept else [paths.job])]

@@ -7,11 +7,16 @@ wraps it in an actor, the tests run it as it is.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from orch.model.events import (
@@ -25,10 +30,12 @@ from orch.model.events import (
 )
 from orch.model.generation import Generation
 from orch_policies.restart import Failure
+from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
+from orch_workers.code import CodeError
 from orch_workers.config import WorkerConfig
-from orch_workers.deliver import deliver
-from orch_workers.keeper import Keeper, NothingRestorable
-from orch_workers.launch import Launcher
+from orch_workers.deliver import Delivery
+from orch_workers.keeper import Keeper
+from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
 from orch_workers.logs import LogShipper, last_traceback, tail
 from orch_workers.redaction import Redactor
@@ -44,32 +51,49 @@ DRAIN_LIMIT_S = 20.0
 """How long the newest snapshot may take to reach storage when the job was told to stop."""
 NOTES_MAX = 20
 OUTPUT_TAIL_BYTES = 64 << 10
+DRAIN_SLICE_S = 0.5
+OUTPUTS_RETRY_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class SecretsUnavailableError(Exception):
+    """The controller has the job's secrets and cannot open them: a person must act."""
 
 
 class Worker:
     """Lives from `start` until its worker ended; then it only answers."""
 
     def __init__(
-        self, config: WorkerConfig, reports: Reports, secrets: Callable[[], Mapping[str, str]]
+        self,
+        config: WorkerConfig,
+        reports: Reports,
+        secrets: Callable[[], Mapping[str, str]],
+        *,
+        give_up: Callable[[], None],
     ) -> None:
-        self._config, self._reports, self._secrets = config, reports, secrets
+        """`give_up` ends this process at once: what an agent does when it meets a fault of its own."""
+        self._config, self._reports, self._secrets, self._give_up = config, reports, secrets, give_up
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ledger = Ledger(config.policy)
         self._generation = Generation(config.attempt, 0)
         self._stop_outcome: str | None = None
-        self._stop_at: float | None = None
+        self._stop_at_ns: int | None = None
         self.stopping = threading.Event()
         self._start_at: float | None = None
         self._exit_at_ns: int | None = None
         self._reached = 0
         self._restored_step: int | None = None
         self._awaiting_first_step = False
+        self._loaded = False
         self._fatal: str | None = None
         self._finished = False
         self._ended = False
+        self._halted = False
         self._told_at, self._told_step, self._rate = 0.0, 0, 0.0
         self._metrics: dict[str, Any] = {}
         self._notes: list[str] = []
+        self._telling = threading.Lock()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
         self._sampler = Sampler(visible)
         self._shipper: LogShipper | None = None
@@ -85,12 +109,25 @@ class Worker:
 
     def stop(self, outcome: str, grace_s: float) -> None:
         """Ends the worker as `outcome` ("stopped" or "left") within `grace_s` seconds; 0 kills at once."""
+        if self._stop_at_ns is None:
+            self._stop_at_ns = time.monotonic_ns()
         self.stopping.set()
         self._inbox.put(lambda: self._on_stop(outcome, grace_s))
 
+    def halt(self) -> None:
+        """The job is over for the controller: ends what runs, without waiting for the loop or for storage."""
+        self._halted = True
+        self.stopping.set()
+        if self._launcher is not None:
+            self._launcher.kill()
+
     def note(self, message: str) -> None:
-        """Something a person should see in status."""
-        self._inbox.put(lambda: self._on_note(message))
+        """Something a person should see in status; told at once, whatever the loop is waiting for."""
+        with self._telling:
+            if message in self._notes:
+                return
+            self._notes = [*self._notes, message][-NOTES_MAX:]
+        self._tell_progress()
 
     @property
     def ended(self) -> bool:
@@ -99,28 +136,33 @@ class Worker:
     # the loop
 
     def _run(self) -> None:
-        try:
-            self._set_up()
-        except NothingRestorable as error:
-            self._end("blocked", str(error))
-        except Exception as error:
-            # Whatever could not be set up is the job's problem with its reason, never a silent agent.
-            self._end("stopped" if self.stopping.is_set() else "failed", f"{type(error).__name__}: {error}")
+        self._guarded(self._set_up)
         while True:
             try:
                 call = self._inbox.get(timeout=TICK_RECOVERING_S if self._awaiting_first_step else TICK_S)
             except queue.Empty:
                 call = self._tick
-            if self._ended:
-                continue
-            try:
-                call()
-                if call != self._tick and self._awaiting_first_step:
-                    self._tick()
-            except NothingRestorable as error:
-                self._end("blocked", str(error))
-            except Exception as error:
-                self._end("failed", f"internal error of the agent: {type(error).__name__}: {error}")
+            if not self._ended and not self._halted:
+                self._guarded(call)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """What a person must mend blocks the job; a fault of ours costs this agent, never the job its state."""
+        try:
+            call()
+        except InterruptedError as error:
+            self._end("stopped" if self._stop_outcome is None else self._stop_outcome, str(error))
+        except (CheckpointError, StorageRefused, CodeError, SecretsUnavailableError) as error:
+            self._end("blocked", str(error))
+        except Exception:
+            log.exception("the agent met a fault of its own and gives up")
+            self._tell_log(
+                f"orch: the agent met a fault of its own; it is replaced:\n{traceback.format_exc()}"
+            )
+            self._give_up()
+
+    def _tell_log(self, text: str) -> None:
+        with contextlib.suppress(OSError), self._config.paths.log.open("a") as file:
+            file.write(text)
 
     def _set_up(self) -> None:
         secrets = self._secrets()
@@ -138,9 +180,13 @@ class Worker:
         self._keeper.open()
         restart, end = self._reports.left_behind(self._config.attempt)
         self._generation = Generation(self._config.attempt, restart)
-        if end is not None and end["outcome"] == "succeeded":
-            # The agent before this one died with the news: a finished job does not run again.
-            self._end("succeeded", end["reason"], exit_code=end["exit_code"], step=end["step"])
+        done = _read_done(self._config.paths.done)
+        if end is not None and end["outcome"] == "failed":
+            # Decided, and not told: the agent before this one died with the news.
+            known = {name: end[name] for name in ("exit_code", "traceback", "step")}
+            self._end("failed", end["reason"], **known)
+        elif done is not None:
+            self._end("succeeded", "the command exited with code 0", exit_code=0, step=done["step"])
         elif not self.stopping.is_set():
             self._start_process()
 
@@ -156,7 +202,7 @@ class Worker:
     def _start_process(self) -> None:
         self._start_at = None
         self._generation = Generation(self._config.attempt, self._generation.restart + 1)
-        self._restored_step, self._fatal, self._finished = None, None, False
+        self._restored_step, self._fatal, self._finished, self._loaded = None, None, False, False
         assert self._keeper is not None
         assert self._launcher is not None
         self._keeper.start_generation(self._generation)
@@ -178,7 +224,9 @@ class Worker:
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
         def act() -> None:
-            self._restored_step = step
+            self._restored_step, self._loaded = step, True
+            if source not in SOURCES:
+                return
             self._reports.add(
                 Restored(
                     generation=self._generation,
@@ -216,11 +264,6 @@ class Worker:
         """The command ended and nothing of its tree is left."""
         self._inbox.put(lambda: self._on_exit(code, signal, at_ns))
 
-    def _on_note(self, message: str) -> None:
-        if message not in self._notes:
-            self._notes = [*self._notes, message][-NOTES_MAX:]
-            self._tell_progress()
-
     def _on_stop(self, outcome: str, grace_s: float) -> None:
         if self._launcher is None or not self._launcher.running:
             self._end(outcome, "stopped before a training process ran")
@@ -237,17 +280,22 @@ class Worker:
         known = self._launcher.said_hello
         step = self._launcher.progress().step or self._restored_step or 0
         self._exit_at_ns, self._awaiting_first_step = at_ns, False
+        in_time = self._stop_at_ns is None or at_ns < self._stop_at_ns
+        succeeded = code == 0 and (self._finished or in_time)
+        if succeeded:
+            # Before anything that takes time: whoever comes after this agent must not run the command again.
+            write_down(self._config.paths.done, {"generation": str(self._generation), "step": step})
         self._keeper.process_gone()
-        if self._stop_outcome is not None and not self._finished:
-            self._end(self._stop_outcome, "left when told to", exit_code=code, step=step)
-        elif code == 0:
+        if succeeded:
             self._end("succeeded", "the command exited with code 0", exit_code=0, step=step)
+        elif self._stop_outcome is not None or self.stopping.is_set():
+            self._end(self._stop_outcome or "stopped", "left when told to", exit_code=code, step=step)
         else:
             self._decide(code, signal, step if known else None)
 
     def _decide(self, code: int | None, signal: int | None, step: int | None) -> None:
         log_tail = tail(self._config.paths.log, OUTPUT_TAIL_BYTES, self._redactor)
-        traceback = last_traceback(log_tail)
+        found = last_traceback(log_tail)
         kind: Any = "fatal" if self._fatal else "process_exit"
         failure = Failure(
             kind, exit_code=code, signal=signal, step=step, output_tail=log_tail, message=self._fatal or ""
@@ -263,10 +311,10 @@ class Worker:
                 step=step,
                 evidence=f"{evidence}, reported by wait",
             ),
-            traceback=traceback,
+            traceback=found,
         )
         if decision.action == "fail":
-            self._end("failed", decision.reason, exit_code=code, traceback=traceback, step=step)
+            self._end("failed", decision.reason, exit_code=code, traceback=found, step=step)
             return
         following = Generation(self._config.attempt, self._generation.restart + 1)
         # In the journal on disk before it is acted on: write down, then act.
@@ -286,32 +334,64 @@ class Worker:
             self._start_at = time.monotonic() + decision.delay_s
 
     def _end(self, outcome: str, reason: str, **more: Any) -> None:
-        """Everything that is to be kept is kept, then the end is told. What cannot be kept is said."""
+        """Everything that is to be kept is kept, then the end is told. What cannot be kept is said, and part of the
+        reason; nothing that goes wrong here keeps the end from being told.
+        """
         if self._ended:
             return
-        launcher, keeper = self._launcher, self._keeper
-        if launcher is not None:
-            launcher.kill()
-        if keeper is not None:
-            # A finished job waits for its last checkpoint as long as storage needs; a stopped one for a while.
-            limit_s = None if outcome == "succeeded" else DRAIN_LIMIT_S
-            if not keeper.drain(limit_s):
-                reason += "; its newest snapshot did not reach storage"
-        if launcher is not None and keeper is not None:
-            for problem in deliver(keeper.catalog, launcher.workdir, self._config.outputs, self._generation):
-                self._on_note(f"an output could not be brought back: {problem}")
-            launcher.close()
-        if self._shipper is not None:
-            self._shipper.close()
-        if keeper is not None:
-            keeper.close()
-        self._tell_progress()
+        for part in (self._end_process, lambda: self._bring_home(outcome), self._close):
+            try:
+                reason += part() or ""
+            except Exception as error:
+                log.exception("something went wrong at the worker's end")
+                reason += f"; {type(error).__name__}: {error}"
         self._ended = True
         self._reports.add(
             WorkerEnded(
                 attempt=self._config.attempt, rank=self._config.rank, outcome=outcome, reason=reason, **more
             )
         )
+
+    def _end_process(self) -> str:
+        if self._launcher is not None:
+            self._launcher.kill()
+        return ""
+
+    def _bring_home(self, outcome: str) -> str:
+        """Snapshots, then outputs, into storage: for success as long as that takes (a stop shortens it)."""
+        launcher, keeper = self._launcher, self._keeper
+        if launcher is None or keeper is None:
+            return ""
+        patient = outcome == "succeeded"
+        reason = "" if self._until(keeper.drain, patient) else "; its newest snapshot did not reach storage"
+        delivery = Delivery(keeper.catalog, launcher.workdir, self._config.outputs, self._generation)
+        if not self._until(delivery.attempt, patient, OUTPUTS_RETRY_S) or delivery.problems:
+            write_down(self._config.paths.undelivered, {"problems": delivery.problems})
+            for problem in delivery.problems:
+                self.note(f"an output could not be brought back: {problem}")
+            reason += f"; {len(delivery.problems)} outputs are still in {launcher.workdir}"
+        return reason
+
+    def _until(self, attempt: Callable[[float], bool], patient: bool, pause_s: float = 0.0) -> bool:
+        """Tries in slices: without end when `patient` (until a stop), else for DRAIN_LIMIT_S."""
+        deadline: float | None = None if patient else time.monotonic() + DRAIN_LIMIT_S
+        while not attempt(DRAIN_SLICE_S):
+            if deadline is None and self.stopping.is_set():
+                deadline = time.monotonic() + DRAIN_LIMIT_S
+            if self._halted or (deadline is not None and time.monotonic() > deadline):
+                return False
+            time.sleep(pause_s)
+        return True
+
+    def _close(self) -> str:
+        if self._launcher is not None:
+            self._launcher.close()
+        if self._shipper is not None:
+            self._shipper.close()
+        if self._keeper is not None:
+            self._keeper.close()
+        self._tell_progress()
+        return ""
 
     # time passing
 
@@ -326,8 +406,8 @@ class Worker:
 
     def _look_at_page(self) -> None:
         launcher = self._launcher
-        if launcher is None or not launcher.said_hello:
-            return
+        if launcher is None or not self._loaded:
+            return  # before it has said what it begins with, its page shows no step of its own
         progress = launcher.progress()
         if progress.step > (self._restored_step or 0) and self._awaiting_first_step:
             self._awaiting_first_step = False
@@ -335,7 +415,7 @@ class Worker:
         if progress.step > self._reached:
             self._reached = progress.step
             self._ledger.stepped(progress.step)
-        if self._stop_outcome is None:
+        if self._stop_outcome is None and self._start_at is None:
             launcher.save_when_due(progress.step)
 
     def _tell_recovered(self, step: int, at_ns: int) -> None:
@@ -347,23 +427,40 @@ class Worker:
 
     def _tell_progress(self) -> None:
         launcher, keeper = self._launcher, self._keeper
-        if launcher is None or keeper is None:
-            return
-        now = time.monotonic()
-        page = launcher.progress() if launcher.said_hello else None
-        if page is not None and page.step >= self._told_step and now > self._told_at:
-            self._rate = (page.step - self._told_step) / (now - self._told_at) if self._told_at else 0.0
-        self._told_at, self._told_step = now, page.step if page else 0
-        self._reports.progress(
-            {
-                "generation": str(self._generation),
-                "step": page.step if page else None,
-                "epoch": page.epoch if page else None,
-                "metrics": dict(self._metrics),
-                "steps_per_s": round(self._rate, 3) if page else None,
-                "aware": launcher.said_hello,
-                "notes": list(self._notes),
-                "usage": self._sampler.sample(launcher.pids()),
-                **keeper.status(),
-            }
-        )
+        with self._telling:
+            now = time.monotonic()
+            page = launcher.progress() if launcher is not None and launcher.said_hello else None
+            if page is not None and self._told_at and page.step >= self._told_step and now > self._told_at:
+                self._rate = (page.step - self._told_step) / (now - self._told_at)
+            self._told_at, self._told_step = now, page.step if page else 0
+            self._reports.progress(
+                {
+                    "generation": str(self._generation),
+                    "step": page.step if page else None,
+                    "epoch": page.epoch if page else None,
+                    "metrics": dict(self._metrics),
+                    "steps_per_s": round(self._rate, 3) if page else None,
+                    "aware": page is not None,
+                    "notes": list(self._notes),
+                    "usage": self._sampler.sample(launcher.pids() if launcher is not None else []),
+                    **(keeper.status() if keeper is not None else {}),
+                }
+            )
+
+
+def write_down(path: Path, document: dict[str, Any]) -> None:
+    """Durable before it returns."""
+    beside = path.with_suffix(".new")
+    with beside.open("w") as file:
+        json.dump(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _read_done(path: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return document

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from orch.control.operations import Operations
 
 LOG_NAME = "controller.log"
+RESTART_PAUSE_S = 1.0
 END_AFTER_S = 1.0
 """Time for the answer to `stop` to reach its asker before the process ends."""
 
@@ -28,6 +30,20 @@ class ControllerActor:
     """Ray calls only these few methods; everything else comes by HTTP."""
 
     def __init__(self, home: str, ray_address: str, version: str) -> None:
+        try:
+            self._set_up(home, ray_address, version)
+        except Exception:
+            from orch.control.cluster import this_actor_was_restarted
+
+            # Ray gives an actor up whose constructor raises, and restarts one whose process ends. At the first start
+            # the person who waits for it gets the reason; later nobody would be left to start it again.
+            if not this_actor_was_restarted():
+                raise
+            logging.getLogger("orch").exception("the controller could not be restarted; trying again")
+            time.sleep(RESTART_PAUSE_S)
+            os._exit(1)
+
+    def _set_up(self, home: str, ray_address: str, version: str) -> None:
         # Heavy imports belong to the process that serves, not to whoever starts it.
         from orch.control.cluster import Cluster
         from orch.control.controller import Controller

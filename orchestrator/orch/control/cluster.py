@@ -236,6 +236,10 @@ def end_this_actor() -> None:
     ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
+def this_actor_was_restarted() -> bool:
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 def is_death(error: BaseException) -> bool:
     """Evidence that an actor is gone for good, as against 'cannot be reached just now'."""
     return isinstance(error, ray.exceptions.ActorDiedError)

@@ -35,7 +35,6 @@ from orch.model.events import (
     Submitted,
     TurnCame,
     TurnLost,
-    WorkerEnded,
     event_from_dict,
     event_to_dict,
 )
@@ -66,6 +65,7 @@ class Controller:
         self._on_taken = on_taken
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._watched: set[tuple[str, int, int]] = set()
+        self._places: dict[tuple[str, int, int], str] = {}
         self._waiting_since = time.monotonic()
         self._halted = False
         self._asked_for_gang = False
@@ -115,7 +115,7 @@ class Controller:
     # the loop
 
     def _run(self) -> None:
-        self._guarded(self._adopt_all)
+        self._guarded(lambda: self._insist(self._adopt_all))
         while True:
             try:
                 act = self._inbox.get(timeout=self._pause_s())
@@ -144,6 +144,7 @@ class Controller:
     def _look(self) -> None:
         """The queue's turn, gangs that were granted meanwhile, commands that wait."""
         if self._halted:
+            self._executor.look(only_ending=True)
             return
         waiting = [job for job in self.store.unfinished() if job.state is State.QUEUED]
         self._turns(waiting)
@@ -223,7 +224,12 @@ class Controller:
         Returns how many did so within the limit.
         """
         self._halted = True  # what they tell is still written down; nothing new is started
-        return leave_all(self.cluster, limit_s)
+        deadline = time.monotonic() + limit_s
+        left = leave_all(self.cluster, limit_s)
+        while (self._executor.ending() or self.cluster.agents()) and time.monotonic() < deadline:
+            self._inbox.put(self._look)
+            time.sleep(GANG_POLL_SLOW_S)
+        return left
 
     # agents
 
@@ -246,12 +252,31 @@ class Controller:
         handle.describe.remote().future().add_done_callback(answered)
 
     def _met(self, job: str, attempt: int, rank: int, handle: Any, who: dict[str, Any]) -> None:
-        for entry in who["backlog"]:
-            # What an earlier agent of this rank wrote into its journal and could no longer tell.
-            if entry["attempt"] < attempt:
-                self.apply(job, event_from_dict(entry["event"]), entry)
-        self.apply(job, AgentUp(attempt=attempt, rank=rank, node=who["node"], pid=who["pid"]))
-        self._watch(job, attempt, rank, handle)
+        def act() -> None:
+            self._places[job, attempt, rank] = who["node_id"]
+            for entry in who["backlog"]:
+                # What an earlier agent of this rank wrote into its journal and could no longer tell.
+                if entry["attempt"] < attempt:
+                    self._apply_entry(job, entry)
+            self.apply(job, AgentUp(attempt=attempt, rank=rank, node=who["node"], pid=who["pid"]))
+            self._watch(job, attempt, rank, handle)
+
+        self._insist(act)
+
+    def _insist(self, act: Callable[[], None]) -> None:
+        """Does it now, or again soon: a store that is locked or full must not make the controller deaf to an agent."""
+        try:
+            act()
+        except StoreTakenError:
+            raise
+        except Exception:
+            log.exception("put off")
+            self._later(lambda: self._insist(act))
+
+    def _later(self, act: Callable[[], None]) -> None:
+        timer = threading.Timer(WATCH_AGAIN_S, self._inbox.put, (act,))
+        timer.daemon = True
+        timer.start()
 
     def _watch(self, job: str, attempt: int, rank: int, handle: Any) -> None:
         cursor = self.store.cursor(job, attempt, rank)
@@ -265,37 +290,50 @@ class Controller:
         self.cluster.watch(handle, cursor, answered)
 
     def _heard(self, job: str, attempt: int, rank: int, handle: Any, answer: dict[str, Any]) -> None:
-        ended = False
-        for entry in answer["entries"]:
-            event = event_from_dict(entry["event"])
-            ended = ended or isinstance(event, WorkerEnded)
-            try:
-                self.apply(job, event, entry)
-            except lifecycle.InvalidTransition:
-                log.exception("an agent of %s told what cannot be; it is skipped", job)
-        if answer["progress"] is not None:
-            self._progressed(job, rank, answer["progress"])
-        if not ended:
+        def act() -> None:
+            for entry in answer["entries"]:
+                self._apply_entry(job, entry)
+            if answer["progress"] is not None:
+                self._progressed(job, rank, answer["progress"])
             self._watch(job, attempt, rank, handle)
 
+        self._insist(act)
+
+    def _apply_entry(self, job: str, entry: dict[str, Any]) -> None:
+        try:
+            self.apply(job, event_from_dict(entry["event"]), entry)
+        except lifecycle.InvalidTransition:
+            log.exception("an agent of %s told what cannot be; it is skipped", job)
+            with self.store.transaction() as transaction:
+                transaction.consume(job, entry["attempt"], entry["rank"], entry["seq"])
+
     def _unanswered(self, job: str, attempt: int, rank: int, handle: Any, error: BaseException) -> None:
-        if is_death(error):
-            self._watched.discard((job, attempt, rank))
+        if not is_death(error):
+            log.info("agent %s/%s/%s cannot be reached (%s); asked again", job, attempt, rank, error)
+            self._later(lambda: self._insist(lambda: self._watch(job, attempt, rank, handle)))
+            return
+
+        def act() -> None:
             progress = self.store.progress([job], rank=rank).get(job)
+            place = self._places.get((job, attempt, rank))
             lost = AgentLost(
                 attempt=attempt,
                 rank=rank,
                 evidence=death_evidence(error),
+                node_lost=place is not None and place not in {node.node_id for node in self.cluster.nodes()},
                 step=progress.step if progress else None,
             )
+            self._apply_lost(job, lost)
+            self._watched.discard((job, attempt, rank))
+            self._places.pop((job, attempt, rank), None)
+
+        self._insist(act)
+
+    def _apply_lost(self, job: str, lost: AgentLost) -> None:
+        try:
             self.apply(job, lost)
-            return
-        log.info("agent %s/%s/%s cannot be reached (%s); asked again", job, attempt, rank, error)
-        timer = threading.Timer(
-            WATCH_AGAIN_S, self._inbox.put, (lambda: self._watch(job, attempt, rank, handle),)
-        )
-        timer.daemon = True
-        timer.start()
+        except lifecycle.InvalidTransition:
+            log.info("the agent of %s that died was not expected any more", job)
 
     def _progressed(self, job: str, rank: int, told: dict[str, Any]) -> None:
         generation = Generation.parse(told["generation"])
@@ -333,18 +371,22 @@ class Controller:
         agents = self.cluster.agents()
         gangs = self.cluster.gangs()
         for state in self.store.unfinished():
-            if state.attempt == 0:
-                continue  # never placed: nothing to adopt
-            expected = {rank: agent.placed for rank, agent in state.agents.items()}
-            found: dict[int, int] = {}
-            for job, attempt, rank in sorted(agents):
-                if job == state.job and found.get(rank) != expected.get(rank):
-                    found[rank] = attempt  # the expected one, else any: the lifecycle has strays ended
-            mine = [attempt for job, attempt in sorted(gangs) if job == state.job]
-            gang = state.gang if state.gang in mine else (mine[-1] if mine else None)
-            self.apply(state.job, Adopted(found=found, gang=gang))
-            for rank, attempt in found.items():
-                handle = self.cluster.find_agent(state.job, attempt, rank)
-                if handle is not None and expected.get(rank) == attempt:
-                    self._meet(state.job, attempt, rank, handle)
+            if state.attempt > 0:  # otherwise never placed: nothing to adopt
+                self._insist(lambda state=state: self._adopt(state, agents, gangs))  # type: ignore[misc]
         self._look()
+
+    def _adopt(
+        self, state: JobState, agents: list[tuple[str, int, int]], gangs: list[tuple[str, int]]
+    ) -> None:
+        expected = {rank: agent.placed for rank, agent in state.agents.items()}
+        found: dict[int, int] = {}
+        for job, attempt, rank in sorted(agents):
+            if job == state.job and (rank not in found or found[rank] != expected.get(rank)):
+                found[rank] = attempt  # the expected one, else any: the lifecycle has strays ended
+        mine = [attempt for job, attempt in sorted(gangs) if job == state.job]
+        gang = state.gang if state.gang in mine else (mine[-1] if mine else None)
+        self.apply(state.job, Adopted(found=found, gang=gang))
+        for rank, attempt in found.items():
+            handle = self.cluster.find_agent(state.job, attempt, rank)
+            if handle is not None and expected.get(rank) == attempt:
+                self._meet(state.job, attempt, rank, handle)

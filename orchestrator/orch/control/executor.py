@@ -6,6 +6,7 @@ capped backoff, its error kept in the outbox for people to see.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -37,7 +38,10 @@ POOL_THREADS = 8
 GONE_LIMIT_S = 30.0
 POLL_S = 0.02
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 10.0
+RETRY_DOUBLINGS_MAX = 10
 SWEEP_CALL_LIMIT_S = 40.0
+ENDING = ("RemoveGang", "KillAgents", "CloseJob", "StopAgents")
+"""Commands that only give something back: carried out while the server stops, too."""
 
 log = logging.getLogger("orch.executor")
 
@@ -61,13 +65,17 @@ class Executor:
         self._not_before: dict[int, float] = {}
         self._lock = threading.Lock()
 
-    def look(self) -> float | None:
+    def ending(self) -> bool:
+        """Whether something that was to be ended is not yet."""
+        return any(row.type in ENDING for row in self._store.pending_commands())
+
+    def look(self, *, only_ending: bool = False) -> float | None:
         """Starts what can be started; returns seconds until something that waits can be."""
         soonest: float | None = None
         with self._lock:
             blocked = set(self._busy)
         for row in self._store.pending_commands():
-            if row.job in blocked:
+            if row.job in blocked or (only_ending and row.type not in ENDING):
                 continue
             wait_s = self._wait_s(row)
             if wait_s > 0:
@@ -95,8 +103,12 @@ class Executor:
             self._not_before.pop(row.seq, None)
         except Exception as error:
             log.warning("%s of %s: %s", row.type, row.job, error, exc_info=True)
-            tries = self._store.command_failed(row.seq, f"{type(error).__name__}: {error}")
-            self._not_before[row.seq] = time.monotonic() + min(RETRY_MIN_S * 2**tries, RETRY_MAX_S)
+            doublings = min(row.tries, RETRY_DOUBLINGS_MAX)
+            self._not_before[row.seq] = time.monotonic() + min(RETRY_MIN_S * 2**doublings, RETRY_MAX_S)
+            with contextlib.suppress(
+                Exception
+            ):  # the store's own trouble: this command is tried again all the same
+                self._store.command_failed(row.seq, f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
                 self._busy.discard(row.job)

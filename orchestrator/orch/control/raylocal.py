@@ -27,7 +27,7 @@ OBJECT_STORE_BYTES = 80 << 20
 START_LIMIT_S = 90.0
 STOP_GRACE_S = 5.0
 LOOPBACK = "127.0.0.1"
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the name of a variable
 
 
 def ray_environment(home: Path) -> dict[str, str]:

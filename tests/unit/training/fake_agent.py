@@ -36,7 +36,8 @@ class FakeAgent:
         self.generation = (1, 0)
         self._short = tempfile.mkdtemp(prefix="orch-", dir="/tmp")
         self.socket_path = f"{self._short}/agent.sock"
-        self.page = Page(str(folder / "page"), create=True)
+        Page.make(str(folder / "page"))
+        self.page = Page(str(folder / "page"))
         self._word = {"save_at": save_at, "stop": stop}
         self._served = 0
         self._listener = socket.socket(socket.AF_UNIX)

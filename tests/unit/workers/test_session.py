@@ -286,7 +286,8 @@ def test_a_path_that_no_socket_can_have_is_refused_with_the_numbers(tmp_path, ag
 
 def test_the_training_sides_own_end_understands_it(tmp_path, agent):
     """Not a client made for the test: the one that runs inside jobs."""
-    page = Page(str(tmp_path / "page"), create=True)
+    Page.make(str(tmp_path / "page"))
+    page = Page(str(tmp_path / "page"))
     Slot.create(str(tmp_path / "slot-1"), 4096)
     agent.slots = [(1, str(tmp_path / "slot-1"))]
     server = SessionServer(tmp_path / "agent.sock", str(tmp_path / "page"), agent)

@@ -52,23 +52,33 @@ class Word(NamedTuple):
 class Page:
     """One side's view of the page. The agent creates it; the training process opens it."""
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
-        descriptor = os.open(path, flags, 0o600)
+    def __init__(self, path: str) -> None:
+        """Opens a page that `make` made. ValueError when it is none."""
+        descriptor = os.open(path, os.O_RDWR)
         try:
-            if create:
-                os.ftruncate(descriptor, PAGE_BYTES)
+            if os.fstat(descriptor).st_size != PAGE_BYTES:
+                raise ValueError(f"{path} is not an orch progress page")
             self._map = mmap.mmap(descriptor, PAGE_BYTES)
         finally:
             os.close(descriptor)
         self._view = memoryview(self._map)
         self.words = self._view.cast("Q")
-        if create:
-            self.words[0] = _MAGIC
-        elif self.words[0] != _MAGIC:
+        if self.words[0] != _MAGIC:
             raise ValueError(f"{path} is not an orch progress page")
         self._progress = Progress(0, 0, 0, 0, 0)
         self._word = Word(0, 0, False, 0)
+
+    @staticmethod
+    def make(path: str) -> None:
+        """A fresh page in the place of whatever is there; whole from the moment it can be seen. OSError: no room."""
+        beside = path + ".new"
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, PAGE_BYTES)  # a store into a page that cannot be had is SIGBUS
+            os.pwrite(descriptor, _MAGIC.to_bytes(8, "little"), 0)
+        finally:
+            os.close(descriptor)
+        os.replace(beside, path)
 
     def close(self) -> None:
         self.words.release()
@@ -127,10 +137,3 @@ class Page:
                     self._progress = found
                     break
         return self._progress
-
-    def reset(self) -> None:
-        """Between two training processes, while nobody else has it mapped for writing."""
-        for index in range(_P, _W + 8):
-            self.words[index] = 0
-        self._progress = Progress(0, 0, 0, 0, 0)
-        self._word = Word(0, 0, False, 0)

@@ -137,7 +137,15 @@ class Slot:
             )
         self.view[meta_offset : meta_offset + len(encoded)] = encoded
         packed = _HEADER.pack(
-            _MAGIC, _VERSION, WRITING, *generation, step, data_bytes, meta_offset, len(encoded), zlib.crc32(encoded)
+            _MAGIC,
+            _VERSION,
+            WRITING,
+            *generation,
+            step,
+            data_bytes,
+            meta_offset,
+            len(encoded),
+            zlib.crc32(encoded),
         )
         self.view[: len(packed)] = packed
         struct.pack_into("<I", self.view, _STATE_OFFSET, READY)
