@@ -27,6 +27,7 @@ AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
 CALL_LIMIT_S = 10.0
 EVIDENCE_CHARS_MAX = 400
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 log = logging.getLogger("orch.cluster")
 
@@ -247,7 +248,10 @@ def is_death(error: BaseException) -> bool:
 
 def death_evidence(error: BaseException) -> str:
     """What Ray says of a death, in one sentence without its identifiers and advice."""
-    text = " ".join(str(error).split())
+    told = _COLOURS.sub("", str(error)).strip()
+    if "creation task" in told:  # a traceback, of which the last line says what happened
+        return f"it could not start: {told.splitlines()[-1].strip()}"[:EVIDENCE_CHARS_MAX]
+    text = " ".join(told.split())
     pid = re.search(r"pid: (\d+)", text)
     exit_type = re.search(r"Worker exit type: (\w+)", text)
     detail = re.search(r"Worker exit detail: (.*?)(?:\. |$)", text)

@@ -251,6 +251,9 @@ class Operations:
         detail = self._store.job(
             job
         )  # before the files: what they hold then is at least what there was at the end
+        workers = JobSpec.model_validate(detail.spec).resources.workers
+        if query.rank >= workers:
+            raise WrongUse(f"job {job} has no rank {query.rank}; its last is {workers - 1}")
         ended = State(detail.state) in ENDED
         redactor = Redactor(self.secrets(job).values())
         return read_logs(

@@ -179,9 +179,12 @@ class Store:
         return self._rows(query, RestartRow)[::-1]
 
     def start_counts(self, jobs: Sequence[str]) -> dict[str, int]:
-        """Starts of the training processes, per job; the first one is counted too."""
+        """Starts of the training processes, per job; the first one is counted too, one that never came is not."""
         table = schema.restarts
-        query = select(table.c.job, func.count()).where(table.c.job.in_(jobs)).group_by(table.c.job)
+        query = select(table.c.job, func.count()).where(
+            table.c.job.in_(jobs), table.c.started_us.is_not(None)
+        )
+        query = query.group_by(table.c.job)
         with self._begin() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 

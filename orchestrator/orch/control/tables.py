@@ -85,7 +85,7 @@ def _tabulate_restart(
             transaction.put_restart(
                 job, *event.generation, lost_steps=event.lost_steps, recovery_us=recovery_us
             )
-        case ev.WorkerEnded() | ev.AgentLost():
+        case ev.WorkerEnded() | ev.AgentLost() if before.restart:  # else nothing had been started yet
             transaction.put_restart(job, *before.generation, ended_us=now_us)
         case _:
             pass
