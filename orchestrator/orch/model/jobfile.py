@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orch.model import ids
 from orch.model.errors import WrongUse
 from orch.model.explain import explain
-from orch.model.problems import JobFileError, Path, Problem, format_path, near_match, shown
+from orch.model.problems import JobFileError, Path, Problem, format_path, near_match, shown, shown_path
 from orch.model.spec import JobSpec, job_schema, unsupported
 from orch.model.storage_url import check_storage_url, missing_extra
 from orch.model.strict_yaml import SIZE_BYTES_MAX, Document, Place, parse_yaml
@@ -243,14 +243,14 @@ def _workdir_problems(document: Document) -> list[tuple[Path, Problem]]:
     if not isinstance(workdir, str) or not workdir or document.data.get("ship") == "never":
         # A folder that is not shipped need not exist where the job is submitted.
         return []
-    problem = Problem("", path="workdir", value=shown(workdir), allowed="an existing folder")
+    problem = Problem("", path="workdir", value=shown_path(workdir), allowed="an existing folder")
     try:
         if os.path.isdir(workdir):  # noqa: PTH112  pathlib raises for what cannot be looked at
             return []
         exists = os.path.lexists(workdir)
     except ValueError:
         exists = False
-    message = f"{shown(workdir)} is not a folder" if exists else f"{shown(workdir)} does not exist"
+    message = f"{shown_path(workdir)} is not a folder" if exists else f"{shown_path(workdir)} does not exist"
     return [(("workdir",), Problem(message, path=problem.path, value=problem.value, allowed=problem.allowed))]
 
 

@@ -127,6 +127,11 @@ def shown(value: object) -> str:
     return text[: _SHOWN_CHARS_MAX - 1] + "…" + quote
 
 
+def shown_path(path: str) -> str:
+    """Likewise, but a long one keeps its end: there it differs from others."""
+    return shown(path if len(path) < _SHOWN_CHARS_MAX - 2 else "…" + path[3 - _SHOWN_CHARS_MAX :])
+
+
 def near_match(word: str, known: Sequence[str]) -> str | None:
     """The known word that a typing mistake would turn into this one."""
     # difflib is quadratic in the length of a word, and nobody mistypes 100 characters.
