@@ -25,7 +25,7 @@ CODE_ROOTS = (*SOURCE_ROOTS, "tests", "examples")
 DOCUMENT_ROOTS = ("docs", "deploy", "examples", "orchestrator", "workers", "policies", "tests")
 
 FILE_LINES_MAX = 450
-LONGEST_FILES: dict[str, int] = {"tests/unit/api/test_app.py": 514}
+LONGEST_FILES: dict[str, int] = {}
 """Files over FILE_LINES_MAX with the lines they have today. They may only shrink; none is added."""
 FUNCTION_LINES_MAX = 70
 LONGEST_FUNCTIONS: dict[str, int] = {}

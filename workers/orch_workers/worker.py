@@ -41,15 +41,14 @@ from orch_workers.logs import LogShipper, last_traceback, tail
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
 from orch_workers.sampling import Sampler
+from orch_workers.telling import Telling
 
 TICK_S = 0.25
 """How often the loop looks at the progress page when nothing happens."""
 TICK_RECOVERING_S = 0.02
 """The same while the first new step after a start is awaited: its time is reported."""
-PROGRESS_EVERY_S = 1.0
 DRAIN_LIMIT_S = 20.0
 """How long the newest snapshot may take to reach storage when the job was told to stop."""
-NOTES_MAX = 20
 OUTPUT_TAIL_BYTES = 64 << 10
 DRAIN_SLICE_S = 0.5
 OUTPUTS_RETRY_S = 2.0
@@ -90,12 +89,8 @@ class Worker:
         self._finished = False
         self._ended = False
         self._halted = False
-        self._told_at, self._told_step, self._rate = 0.0, 0, 0.0
-        self._metrics: dict[str, Any] = {}
-        self._notes: list[str] = []
-        self._telling = threading.Lock()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
-        self._sampler = Sampler(visible)
+        self._telling = Telling(reports, Sampler(visible), self._state)
         self._shipper: LogShipper | None = None
         self._redactor = Redactor()
         self._keeper: Keeper | None = None
@@ -123,11 +118,7 @@ class Worker:
 
     def note(self, message: str) -> None:
         """Something a person should see in status; told at once, whatever the loop is waiting for."""
-        with self._telling:
-            if message in self._notes:
-                return
-            self._notes = [*self._notes, message][-NOTES_MAX:]
-        self._tell_progress()
+        self._telling.note(message, self._generation, self._pids())
 
     @property
     def ended(self) -> bool:
@@ -246,7 +237,7 @@ class Worker:
         self._inbox.put(act)
 
     def on_metrics(self, values: Mapping[str, Any]) -> None:
-        self._inbox.put(lambda: self._metrics.update(values))
+        self._telling.metrics(values)
 
     def on_finished(self) -> None:
         def act() -> None:
@@ -401,7 +392,7 @@ class Worker:
                 self._start_process()
             return
         self._look_at_page()
-        if time.monotonic() - self._told_at >= PROGRESS_EVERY_S:
+        if self._telling.due:
             self._tell_progress()
 
     def _look_at_page(self) -> None:
@@ -426,26 +417,19 @@ class Worker:
         )
 
     def _tell_progress(self) -> None:
+        self._telling.tell(self._generation, self._pids())
+
+    def _pids(self) -> list[int]:
+        return [] if self._launcher is None else self._launcher.pids()
+
+    def _state(self) -> dict[str, Any]:
+        """What is told beside notes and metrics."""
         launcher, keeper = self._launcher, self._keeper
-        with self._telling:
-            now = time.monotonic()
-            page = launcher.progress() if launcher is not None and launcher.said_hello else None
-            if page is not None and self._told_at and page.step >= self._told_step and now > self._told_at:
-                self._rate = (page.step - self._told_step) / (now - self._told_at)
-            self._told_at, self._told_step = now, page.step if page else 0
-            self._reports.progress(
-                {
-                    "generation": str(self._generation),
-                    "step": page.step if page else None,
-                    "epoch": page.epoch if page else None,
-                    "metrics": dict(self._metrics),
-                    "steps_per_s": round(self._rate, 3) if page else None,
-                    "aware": page is not None,
-                    "notes": list(self._notes),
-                    "usage": self._sampler.sample(launcher.pids() if launcher is not None else []),
-                    **(keeper.status() if keeper is not None else {}),
-                }
-            )
+        listening = launcher is not None and launcher.said_hello
+        return {
+            "page": launcher.progress() if launcher is not None and listening else None,
+            **(keeper.status() if keeper is not None else {}),
+        }
 
 
 def write_down(path: Path, document: dict[str, Any]) -> None:

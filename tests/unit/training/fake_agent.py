@@ -36,8 +36,7 @@ class FakeAgent:
         self.generation = (1, 0)
         self._short = tempfile.mkdtemp(prefix="orch-", dir="/tmp")
         self.socket_path = f"{self._short}/agent.sock"
-        Page.make(str(folder / "page"))
-        self.page = Page(str(folder / "page"))
+        self.page = self._new_page()
         self._word = {"save_at": save_at, "stop": stop}
         self._served = 0
         self._listener = socket.socket(socket.AF_UNIX)
@@ -69,10 +68,14 @@ class FakeAgent:
             **extra,
         }
 
+    def _new_page(self) -> Page:
+        Page.make(str(self.folder / "page"))
+        return Page(str(self.folder / "page"))
+
     def run(self, script: str, *, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
         """One start of the training process."""
         self.generation = (1, self.generation[1] + 1)
-        self.page.reset()
+        self.page = self._new_page()
         self.page.put_word(**self._word)
         path = self.folder / "train.py"
         path.write_text(script)
