@@ -93,7 +93,8 @@ def _tabulate_restart(
 
 def _cause(before: JobState, after: JobState, event: Event) -> dict[str, Any]:
     """Why a new attempt was made: what was lost just now, or why the job was waiting again."""
-    decision = after.story[-1].decision
+    # The decision's sentence repeats the evidence, which stands beside it here.
+    decision = after.story[-1].decision.replace(f": {getattr(event, 'evidence', '')}", "")
     match event:
         case ev.AgentLost() | ev.Adopted():
             return {"cause": "agent lost", "evidence": event.evidence, "decision": decision}
