@@ -101,7 +101,6 @@ class Keeper:
         self._memory_is_newest = False
         self._hurry = False
         self._swept_for: tuple[int, int] | None = None
-        self._sweeping = True
         self.saved_s = time.monotonic()
         self.saved_step = 0
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="restore")
@@ -218,7 +217,8 @@ class Keeper:
             with self._lock:
                 return self._staging.restored()
 
-        stored = self._patiently(ask, trusted)
+        # Also with memory in hand: storage is known to have a newer state, and to fork before it would lose that.
+        stored = self._patiently(ask, None)
         if stored is not None:
             return _prepared(stored, "storage")
         return None if memory is None else _prepared(memory, "memory")
@@ -235,12 +235,13 @@ class Keeper:
             offered, self._prepared = self._prepared, None
             if offered is not None:
                 self._staging.release(offered.index, "restore")
+                # What was committed after that lies off the chain from here on.
+                self._committed_step = min(self._committed_step, offered.step if loaded else 0)
             if loaded and self._next is not None:
                 self._establish(self._next)
                 return
             if offered is not None:
                 self._note(f"was told to start over: the state of step {offered.step} is left behind")
-                self._sweeping = False  # a person may want it back
             self._establish(Chain.root(self._generation))
 
     def _establish(self, chain: Chain) -> None:
@@ -376,7 +377,7 @@ class Keeper:
                 self._committed.clear()
             self._committed.add((done.generation, done.step))
         removed = self.catalog.retain(Rules(last=self._config.keep_last)).removed
-        if self._swept_for != done.generation and self._sweeping:
+        if self._swept_for != done.generation:
             self.catalog.sweep(protect=self._on_their_way())
             self._swept_for = done.generation
         extra = {

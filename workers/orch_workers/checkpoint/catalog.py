@@ -302,7 +302,8 @@ class Catalog:
 
         These are parts without a manifest: of superseded generations, and of the newest one before its newest
         commit. `protect`: (generation, step) of snapshots that are still on their way, an adopted one among
-        them. Checkpoints off the chain go too, once the newest generation has committed one of its own.
+        them. Checkpoints off the chain go too, once the newest generation has committed one of its own; those
+        from before the chain's root stay: a script was told to start over, and a person may want them back.
         """
         newest = self.newest_generation()
         if newest is None:
@@ -312,8 +313,9 @@ class Catalog:
         points = self.committed()
         own_steps = [p.step for p in points if p.generation == newest]
         removed = 0
+        root = chain.ancestors[-1].generation if chain.ancestors else newest
         for point in points if own_steps else ():
-            if point.generation < newest and not chain.admits(point.generation, point.step):
+            if root <= point.generation < newest and not chain.admits(point.generation, point.step):
                 self.remove(point)
                 removed += 1
         committed = {p[:2] for p in points}
