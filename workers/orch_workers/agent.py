@@ -65,18 +65,19 @@ class Agent:
         if not self._config.secret_names:
             return {}
         import ray
+        from ray import exceptions
 
         while not self._worker.stopping.is_set():
             try:
                 controller = ray.get_actor(*CONTROLLER)
-                found: dict[str, str] = ray.get(
+                found: Any = ray.get(
                     controller.secrets.remote(self._config.job_id), timeout=SECRETS_CALL_LIMIT_S
                 )
-                return found
-            except ray.exceptions.RayTaskError as error:
+                return dict(found)
+            except exceptions.RayTaskError as error:
                 # The controller answered, and cannot open them: a person must act.
                 raise SecretsUnavailableError(str(error.cause)) from error
-            except (ValueError, ray.exceptions.RayError):
+            except (ValueError, exceptions.RayError):
                 time.sleep(SECRETS_RETRY_S)
         raise InterruptedError("stopped while waiting for the job's secrets")
 

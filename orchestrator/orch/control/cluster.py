@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import exceptions
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -156,7 +157,8 @@ class Cluster:
     def agents(self) -> list[tuple[str, int, int]]:
         """(job, attempt, rank) of every agent that is alive."""
         found = []
-        for entry in ray.util.list_named_actors(all_namespaces=True):
+        named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+        for entry in named:
             parts = entry["name"].split("/")
             if entry["namespace"] == NAMESPACE and parts[0] == "agent":
                 found.append((parts[1], int(parts[2]), int(parts[3])))
@@ -194,6 +196,7 @@ def start_controller(
 
     `code`: packages to send along. NoServer with what Ray says when the cluster cannot be used.
     """
+    own: dict[str, Any] = {} if node_address is None else {"_node_ip_address": node_address}
     try:
         ray.init(
             address=address,
@@ -201,7 +204,7 @@ def start_controller(
             log_to_driver=False,
             configure_logging=False,
             runtime_env=None if code is None else {"py_modules": code},
-            **({} if node_address is None else {"_node_ip_address": node_address}),
+            **own,
         )
     except (
         RuntimeError,
@@ -226,7 +229,7 @@ def start_controller(
             scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
         ).remote(*arguments)
         ray.get(handle.ready.remote(), timeout=limit_s)
-    except ray.exceptions.RayError as error:
+    except exceptions.RayError as error:
         raise NoServer(f"the controller did not start: {error}") from error
     finally:
         ray.shutdown()
@@ -243,7 +246,7 @@ def this_actor_was_restarted() -> bool:
 
 def is_death(error: BaseException) -> bool:
     """Evidence that an actor is gone for good, as against 'cannot be reached just now'."""
-    return isinstance(error, ray.exceptions.ActorDiedError)
+    return isinstance(error, exceptions.ActorDiedError)
 
 
 def death_evidence(error: BaseException) -> str:
