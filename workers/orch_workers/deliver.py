@@ -8,7 +8,7 @@ from pathlib import Path
 from orch.model.generation import Generation
 from orch_workers import outputs
 from orch_workers.checkpoint.catalog import Catalog
-from orch_workers.checkpoint.errors import StorageError, StorageRefused
+from orch_workers.checkpoint.errors import AlreadyExists, StorageError, StorageRefused
 
 OUTPUT_BYTES_MAX = 4 << 30
 """One output file; larger ones belong into a storage of their own."""
@@ -31,7 +31,7 @@ class Delivery:
         for name in self._missing:
             try:
                 self._send(name)
-            except (StorageRefused, OSError, ValueError) as error:
+            except (StorageRefused, AlreadyExists, OSError, ValueError) as error:
                 self.problems.append(f"{name}: {error}")
             except StorageError as error:
                 self.problems.append(f"{name}: {error}")

@@ -37,7 +37,7 @@ class Reports:
         self._progress_number = 0
         self._told_progress = 0
         self._backlog = [
-            entry for path in sorted(folder.glob("journal-*.jsonl")) for entry in read_journal(path)
+            entry for path in sorted(folder.glob("journal-*.jsonl")) for entry in _entries_of(path)
         ]
         self._journal = Journal(folder / f"journal-{attempt:06d}.jsonl")
         self._seq = max((e["seq"] for e in self._backlog if e["attempt"] == attempt), default=0)
