@@ -260,5 +260,5 @@ def death_evidence(error: BaseException) -> str:
     detail = re.search(r"Worker exit detail: (.*?)(?:\. |$)", text)
     known = [f"pid {pid[1]}" if pid else "", exit_type[1] if exit_type else "", detail[1] if detail else ""]
     if not any(known[1:]):
-        return text[:EVIDENCE_CHARS_MAX]
+        return text.rpartition("The actor is dead because ")[2][:EVIDENCE_CHARS_MAX]
     return f"Ray saw its process die ({', '.join(part for part in known if part)})"[:EVIDENCE_CHARS_MAX]

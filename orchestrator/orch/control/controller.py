@@ -35,6 +35,7 @@ from orch.model.events import (
     Submitted,
     TurnCame,
     TurnLost,
+    WorkerEnded,
     event_from_dict,
     event_to_dict,
 )
@@ -295,7 +296,8 @@ class Controller:
                 self._apply_entry(job, entry)
             if answer["progress"] is not None:
                 self._progressed(job, rank, answer["progress"])
-            self._watch(job, attempt, rank, handle)
+            if not any(entry["event"]["type"] == WorkerEnded.__name__ for entry in answer["entries"]):
+                self._watch(job, attempt, rank, handle)  # one that ended only waits to be closed
 
         self._insist(act)
 
