@@ -292,7 +292,7 @@ class Running:
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         """Events of one type, oldest first."""
-        entries = self.reports.wait(0, 0)["entries"]
+        entries = self._look()
         return [entry["event"] for entry in entries if entry["event"]["type"] == kind]
 
     def wait_told(self, kind: str, count: int = 1) -> dict[str, Any]:
@@ -303,11 +303,17 @@ class Running:
         return self.wait_told("WorkerEnded")
 
     def notes(self) -> str:
-        """All that a person would see; asked as the controller asks."""
-        progress = self.reports.wait(1 << 30, 0)["progress"]
-        if progress is not None:
-            self._notes = progress["notes"]
+        """All that a person would see."""
+        self._look()
         return "\n".join(self._notes)
+
+    def _look(self) -> list[dict[str, Any]]:
+        """Asks as the controller does."""
+        answer = self.reports.wait(0, 0)
+        if answer["progress"] is not None:
+            self._notes = answer["progress"]["notes"]
+        entries: list[dict[str, Any]] = answer["entries"]
+        return entries
 
     def wait_note(self, part: str) -> None:
         wait_for(f"a note with {part!r}", lambda: part in self.notes(), LIMIT_S)

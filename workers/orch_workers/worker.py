@@ -8,7 +8,6 @@ wraps it in an actor, the tests run it as it is.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -38,10 +37,12 @@ from orch_workers.keeper import Keeper
 from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
 from orch_workers.logs import LogShipper, last_traceback, tail
+from orch_workers.outputs import OutputsError
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
 from orch_workers.sampling import Sampler
 from orch_workers.telling import Telling
+from orch_workers.written import read_down, write_down
 
 TICK_S = 0.25
 """How often the loop looks at the progress page when nothing happens."""
@@ -171,7 +172,7 @@ class Worker:
         self._keeper.open()
         restart, end = self._reports.left_behind(self._config.attempt)
         self._generation = Generation(self._config.attempt, restart)
-        done = _read_done(self._config.paths.done)
+        done = read_down(self._config.paths.done)
         if end is not None and end["outcome"] == "failed":
             # Decided, and not told: the agent before this one died with the news.
             known = {name: end[name] for name in ("exit_code", "traceback", "step")}
@@ -199,6 +200,8 @@ class Worker:
         self._keeper.start_generation(self._generation)
         self._ship_log(self._keeper)
         pid = self._launcher.start(self._generation)
+        if self._halted:
+            self._launcher.kill()  # `halt` came between, and found nothing to end yet
         self._awaiting_first_step = True
         self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
 
@@ -275,7 +278,7 @@ class Worker:
         succeeded = code == 0 and (self._finished or in_time)
         if succeeded:
             # Before anything that takes time: whoever comes after this agent must not run the command again.
-            write_down(self._config.paths.done, {"generation": str(self._generation), "step": step})
+            self._note_success(step)
         self._keeper.process_gone()
         if succeeded:
             self._end("succeeded", "the command exited with code 0", exit_code=0, step=step)
@@ -283,6 +286,12 @@ class Worker:
             self._end(self._stop_outcome or "stopped", "left when told to", exit_code=code, step=step)
         else:
             self._decide(code, signal, step if known else None)
+
+    def _note_success(self, step: int) -> None:  # on a full disk it is told all the same
+        try:
+            write_down(self._config.paths.done, {"generation": str(self._generation), "step": step})
+        except OSError as error:
+            self.note(f"the success could not be noted on this machine: {error}")
 
     def _decide(self, code: int | None, signal: int | None, step: int | None) -> None:
         log_tail = tail(self._config.paths.log, OUTPUT_TAIL_BYTES, self._redactor)
@@ -355,13 +364,22 @@ class Worker:
             return ""
         patient = outcome == "succeeded"
         reason = "" if self._until(keeper.drain, patient) else "; its newest snapshot did not reach storage"
-        delivery = Delivery(keeper.catalog, launcher.workdir, self._config.outputs, self._generation)
-        if not self._until(delivery.attempt, patient, OUTPUTS_RETRY_S) or delivery.problems:
-            write_down(self._config.paths.undelivered, {"problems": delivery.problems})
-            for problem in delivery.problems:
+        missing = self._deliver(keeper, launcher.workdir, patient=patient)
+        if missing:
+            write_down(self._config.paths.undelivered, {"problems": missing})
+            for problem in missing:
                 self.note(f"an output could not be brought back: {problem}")
-            reason += f"; {len(delivery.problems)} outputs are still in {launcher.workdir}"
+            reason += f"; {len(missing)} outputs are still in {launcher.workdir} ({missing[0]})"
         return reason
+
+    def _deliver(self, keeper: Keeper, workdir: Path, *, patient: bool) -> list[str]:
+        """Outputs that are not in storage, each with its reason."""
+        try:
+            delivery = Delivery(keeper.catalog, workdir, self._config.outputs, self._generation)
+        except (OutputsError, OSError) as error:
+            return [str(error)]
+        self._until(delivery.attempt, patient, OUTPUTS_RETRY_S)
+        return delivery.problems
 
     def _until(self, attempt: Callable[[float], bool], patient: bool, pause_s: float = 0.0) -> bool:
         """Tries in slices: without end when `patient` (until a stop), else for DRAIN_LIMIT_S."""
@@ -430,21 +448,3 @@ class Worker:
             "page": launcher.progress() if launcher is not None and listening else None,
             **(keeper.status() if keeper is not None else {}),
         }
-
-
-def write_down(path: Path, document: dict[str, Any]) -> None:
-    """Durable before it returns."""
-    beside = path.with_suffix(".new")
-    with beside.open("w") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def _read_done(path: Path) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return document
