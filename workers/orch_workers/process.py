@@ -267,8 +267,7 @@ class GuardedProcess:
             try:
                 event = self._next_event(RECORD_EVERY_S)
             except GuardSilentError:
-                with contextlib.suppress(OSError):  # a full disk: the marks in the environment remain
-                    self._record()
+                self._record()
                 continue
             if event is None:
                 gone = self._sweep_after_guard(exited)
@@ -302,8 +301,11 @@ class GuardedProcess:
         found = [(process.pid, process.start_ticks) for process in tree]
         if found == self._recorded:
             return
-        self._recorded = found
-        record_tree(self._state_dir, [self._guard, *found])
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: tried again, and the marks in the environment remain
+            record_tree(self._state_dir, [self._guard, *found])
+            self._recorded = found
 
 
 def _start_guard(control: int, events: int, state_dir: Path) -> None:

@@ -107,6 +107,7 @@ class Worker:
         """Ends the worker as `outcome` ("stopped" or "left") within `grace_s` seconds; 0 kills at once."""
         if self._stop_at_ns is None:
             self._stop_at_ns = time.monotonic_ns()
+        self._stop_outcome = outcome
         self.stopping.set()
         self._inbox.put(lambda: self._on_stop(outcome, grace_s))
 
@@ -142,7 +143,7 @@ class Worker:
         try:
             call()
         except InterruptedError as error:
-            self._end("stopped" if self._stop_outcome is None else self._stop_outcome, str(error))
+            self._end(self._stop_outcome or "stopped", str(error))
         except (CheckpointError, StorageRefused, CodeError, SecretsUnavailableError) as error:
             self._end("blocked", str(error))
         except Exception:
@@ -262,7 +263,6 @@ class Worker:
         if self._launcher is None or not self._launcher.running:
             self._end(outcome, "stopped before a training process ran")
             return
-        self._stop_outcome = outcome
         self._launcher.stop(grace_s)
 
     # the process ended
@@ -282,7 +282,7 @@ class Worker:
         self._keeper.process_gone()
         if succeeded:
             self._end("succeeded", "the command exited with code 0", exit_code=0, step=step)
-        elif self._stop_outcome is not None or self.stopping.is_set():
+        elif self.stopping.is_set():
             self._end(self._stop_outcome or "stopped", "left when told to", exit_code=code, step=step)
         else:
             self._decide(code, signal, step if known else None)
@@ -406,7 +406,7 @@ class Worker:
 
     def _tick(self) -> None:
         if self._start_at is not None and time.monotonic() >= self._start_at:
-            if self._stop_outcome is None and not self.stopping.is_set():
+            if not self.stopping.is_set():
                 self._start_process()
             return
         self._look_at_page()

@@ -1,0 +1,139 @@
+"""The handlers of the socket that need care, and the thread that sees exits."""
+
+from __future__ import annotations
+
+import errno
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from orch.model.generation import Generation
+from orch_workers import process as processes
+from orch_workers.checkpoint.staging import Staging
+from orch_workers.launch import Launcher
+from support.processes import Command, Fifo
+from support.server import wait_for
+from support.workers import LIMIT_S, Stuck, good
+
+
+class Notes:
+    """A listener that only writes down what people should see."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.fixture
+def listener():
+    return Notes()
+
+
+@pytest.fixture
+def kept(machine):
+    made = machine.keeper().open()
+    made.begin()
+    return made
+
+
+@pytest.fixture
+def launcher(kept, listener):
+    return Launcher(kept.config, {}, listener, kept.keeper)
+
+
+def fill_both(machine, kept):
+    """One is being written to a storage that does not answer, the other waits for its turn."""
+    machine.storage.mood = stuck = Stuck("shards")
+    kept.save(5)
+    assert stuck.reached.wait(LIMIT_S)
+    kept.save(6)
+    return stuck
+
+
+def save(launcher, reason, *, wait=True):
+    return launcher.on_save(1024, step=7, reason=reason, wait=wait)
+
+
+def test_what_the_clock_asked_for_is_skipped_while_both_slots_are_held(machine, kept, launcher):
+    stuck = fill_both(machine, kept)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(save, launcher, "asked").result(LIMIT_S) is None
+        assert pool.submit(save, launcher, "last", wait=False).result(LIMIT_S) is None
+    stuck.go.set()
+
+
+@pytest.mark.parametrize("reason", ["last", "stop", "demand"])
+def test_what_must_not_be_skipped_waits_for_a_slot(machine, kept, launcher, monkeypatch, reason):
+    stuck = fill_both(machine, kept)
+    asked = []
+
+    def acquire(size_bytes, real=kept.keeper.acquire):
+        asked.append(size_bytes)
+        return real(size_bytes)
+
+    monkeypatch.setattr(kept.keeper, "acquire", acquire)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(save, launcher, reason)
+        wait_for("asked again", lambda: len(asked) > 2, LIMIT_S)
+        assert not waiting.done()
+        stuck.go.set()
+        machine.storage.mood = good
+        assert waiting.result(LIMIT_S)[0] in {0, 1}
+
+
+def test_who_waits_for_a_slot_gives_up_when_its_process_is_gone(machine, kept, launcher):
+    stuck = fill_both(machine, kept)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(save, launcher, "last")
+        launcher._gone.set()
+        assert waiting.result(LIMIT_S) is None
+    stuck.go.set()
+
+
+@pytest.mark.parametrize("reason", ["asked", "last"])
+def test_no_room_for_a_snapshot_is_busy_and_said(machine, kept, launcher, listener, monkeypatch, reason):
+    def acquire(self, size_bytes):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "acquire", acquire)
+        assert save(launcher, reason) is None
+    assert "no snapshot of step 7 can be taken" in listener.notes[-1]
+    assert "No space left on device" in listener.notes[-1]
+    assert save(launcher, reason) is not None
+
+
+def test_a_hello_is_answered_with_what_is_to_be_restored(machine, kept, launcher):
+    kept.keep(5)
+    kept.keeper.process_gone()
+    kept.keeper.start_generation(Generation(1, 2))
+    welcome = launcher.on_hello({})
+    assert (welcome["restore"]["step"], welcome["restore"]["source"]) == (5, "memory")
+    assert launcher.said_hello
+
+
+def test_a_full_disk_does_not_end_the_thread_that_sees_exits(tmp_path, monkeypatch):
+    fifo = Fifo(tmp_path)
+    monkeypatch.setattr(processes, "RECORD_EVERY_S", 0.02)
+    tries = []
+
+    def record_tree(state_dir, found):
+        tries.append(found)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = Command(tmp_path, ["/bin/sh", "-c", 'read go <"$FIFO.go"; sleep 1000 & wait'])
+    monkeypatch.setattr(processes, "record_tree", record_tree)
+    fifo.go()
+    wait_for("the grown tree could not be recorded, twice", lambda: len(tries) > 1, LIMIT_S)
+    command.process.kill()
+    assert command.finish().signal == 9
+
+
+def test_a_full_disk_does_not_keep_a_process_from_starting(tmp_path, monkeypatch):
+    def record_tree(state_dir, found):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(processes, "record_tree", record_tree)
+    assert Command(tmp_path, ["true"]).finish().code == 0
