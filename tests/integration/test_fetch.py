@@ -11,7 +11,7 @@ from support.jobs import write_job
 from support.seaweed import SeaweedFS
 from support.server import Server
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
 RUN = (
     "mkdir -p plots/deep; echo model > model.ckpt; echo a > plots/a.png; echo b > plots/deep/b.png;"

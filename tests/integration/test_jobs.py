@@ -11,7 +11,7 @@ from support.jobs import Following, Gate, log_of, wait_output, wait_state, write
 from support.leftovers import of_jobs
 from support.server import Server, wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
 NOT_IN_THE_LIFE = {"Progressed"}
 """May come at any time."""

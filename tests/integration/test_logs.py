@@ -11,7 +11,7 @@ import pytest
 from support.jobs import Following, Gate, log_of, wait_output, write_job
 from support.server import Server, wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z  ")
 

@@ -18,7 +18,7 @@ import pytest
 from support.jobs import log_of, write_job
 from support.server import Server
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
 BOMB = "a: &a [x]\n" + "".join(
     f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(9)

@@ -71,6 +71,8 @@ class Controller:
         self._halted = False
         self._asked_for_gang = False
         self.bell = Bell()
+        self.turns: dict[str, str] = {}
+        """Of jobs that wait: who comes before them, as last looked. Read by the API's threads."""
         self._executor = Executor(
             store,
             cluster,
@@ -163,10 +165,11 @@ class Controller:
         now = now_us()
         # A job in backoff, or whose last gang is still being removed, keeps nobody else waiting.
         waiting = [job for job in waiting if job.gang is not None or job.placeable(now)]
-        if not waiting:
-            return
-        priorities = self.store.priorities([job.job for job in waiting])
+        priorities = self.store.priorities([job.job for job in waiting]) if waiting else {}
         turns = order(Waiting(job.job, priorities[job.job], job.submitted_us) for job in waiting)
+        self.turns = {turn.job_id: turn.reason for turn in turns}
+        if not turns:
+            return
         states = {job.job: job for job in waiting}
         for turn in turns[1:]:
             state = states[turn.job_id]

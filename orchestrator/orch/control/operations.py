@@ -234,12 +234,18 @@ class Operations:
     # looking
 
     def jobs(self, query: JobQuery) -> list[Document]:
-        return views.job_list(
+        found = views.job_list(
             self._store, now_us=now_us(), states=query.states, limit=query.limit, before=query.before
         )
+        return [self._with_turn(job) for job in found]
 
     def job(self, job: str) -> Document:
-        return views.job_detail(self._store, job, now_us=now_us())
+        return self._with_turn(views.job_detail(self._store, job, now_us=now_us()))
+
+    def _with_turn(self, job: Document) -> Document:
+        """Of a job that waits: also who is before it. That changes with every other job, so it is not stored."""
+        turn = self._controller.turns.get(job["id"]) if job["state"] == State.QUEUED else None
+        return job | {"reason": f"{job['reason']}; {turn}"} if turn else job
 
     def ended(self, job: str) -> bool:
         return self._store.state(job) in ENDED

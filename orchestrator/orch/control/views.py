@@ -16,6 +16,7 @@ from orch.control.rows import (
 )
 from orch.control.store import Store
 from orch.model.states import ENDED, State
+from orch_policies.restart import Charges
 
 __all__ = [
     "event_document",
@@ -255,7 +256,8 @@ def _checkpoint(row: CheckpointRow) -> Document:
 
 def _counts(charges: Mapping[str, Any] | None) -> dict[str, int]:
     """The numbers of the restart policy's charges, without the marks it keeps for itself."""
-    return {name: value for name, value in (charges or {}).items() if isinstance(value, int)}
+    spent = {**Charges().to_dict(), **(charges or {})}
+    return {name: value for name, value in spent.items() if isinstance(value, int)}
 
 
 def _seconds(span_us: int | None) -> Any:
