@@ -12,19 +12,20 @@ import json
 import os
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orch import __version__
+from orch.api.client import Client
 from orch.control import raylocal
+from orch.control.home import Home
 from orch.model.errors import NoServer, OrchError
 
 LOCK_LIMIT_S = 120.0
 CONTROLLER_LIMIT_S = 60.0
-STOP_LIMIT_S = 40.0
 POLL_S = 0.05
 
 
@@ -32,25 +33,16 @@ def say(**line: Any) -> None:
     print(json.dumps(line), flush=True)  # noqa: T201 - stdout is this program's protocol
 
 
-def server_record(home: Path) -> dict[str, Any] | None:
-    """What `server.json` says, if the server it names answers."""
-    try:
-        record: dict[str, Any] = json.loads((home / "server.json").read_text())
-    except (OSError, ValueError):
+def running(home: Home) -> dict[str, Any] | None:
+    """What `server.json` says, if the server it names answers (one that is being restarted is waited for)."""
+    record = home.read_server()
+    if record is None:
         return None
-    return record if api_answers(record.get("url", ""), home) else None
-
-
-def api_answers(url: str, home: Path, limit_s: float = 2.0) -> bool:
-    if not url.startswith("http://"):
-        return False
     try:
-        token = (home / "token").read_text().strip()
-        request = urllib.request.Request(f"{url}/api/v1/server", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=limit_s) as answer:  # noqa: S310 - our own loopback URL
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+        Client.find(home, {}).server()
+    except NoServer:
+        return None
+    return asdict(home.read_server() or record)
 
 
 @contextmanager
@@ -71,16 +63,18 @@ def only_one(home: Path) -> Iterator[None]:
         yield
 
 
-def start(home: Path, cluster: str | None, num_cpus: int | None, num_gpus: int | None) -> dict[str, Any]:
-    running = server_record(home)
-    if running is not None:
-        return running
+def start(home: Home, cluster: str | None, num_cpus: int | None, num_gpus: int | None) -> dict[str, Any]:
+    found = running(home)
+    if found is not None:
+        return found
+    root = home.ensure().root
     if cluster is None:
-        address = raylocal.recorded_address(home)
+        address = raylocal.recorded_address(root)
         if address is None:
             say(progress="starting Ray on this machine (loopback only)")
-            raylocal.stop_ray(home)  # whatever a crash left
-            address = raylocal.start_ray(home, num_cpus=num_cpus, num_gpus=num_gpus)
+            raylocal.stop_ray(root)  # whatever a crash left
+            home.ensure_ray_token()
+            address = raylocal.start_ray(root, num_cpus=num_cpus, num_gpus=num_gpus)
     else:
         address = cluster
         if not raylocal.answers(address):
@@ -88,19 +82,17 @@ def start(home: Path, cluster: str | None, num_cpus: int | None, num_gpus: int |
                 f"no Ray cluster answers at {address}; check --cluster, ORCH_CLUSTER or the config file"
             )
     say(progress="starting the controller")
-    _start_controller(home, address, local=cluster is None)
-    deadline = time.monotonic() + CONTROLLER_LIMIT_S
-    while time.monotonic() < deadline:
-        running = server_record(home)
-        if running is not None:
-            return running
-        time.sleep(POLL_S)
-    raise NoServer(f"the controller was started but its API does not answer; see {home / 'controller.log'}")
+    _start_controller(root, address, local=cluster is None)
+    found = running(home)
+    if found is None:
+        raise NoServer(
+            f"the controller was started but its API does not answer; see {root / 'controller.log'}"
+        )
+    return found
 
 
 def _start_controller(home: Path, address: str, *, local: bool) -> None:
     if local:
-        raylocal.ensure_token(home)
         os.environ.update(raylocal.ray_environment(home))
     # After the environment: Ray reads it when it is imported.
     from orch.api.actor import ControllerActor
@@ -125,24 +117,19 @@ def _our_code() -> list[str]:
     return [str(Path(module.__path__[0])) for module in (orch, orch_workers, orch_policies)]
 
 
-def stop(home: Path) -> dict[str, Any]:
+def stop(home: Home) -> dict[str, Any]:
     """Asks the controller to have every agent save what it holds, then ends the local Ray.
 
     Unfinished jobs stay in the store; the next start resumes them.
     """
-    record = server_record(home)
-    if record is not None:
+    if running(home) is not None:
         say(progress="saving what the running jobs hold")
-        token = (home / "token").read_text().strip()
-        request = urllib.request.Request(  # noqa: S310 - our own loopback URL
-            f"{record['url']}/api/v1/server/stop", method="POST", headers={"Authorization": f"Bearer {token}"}
-        )
         try:
-            urllib.request.urlopen(request, timeout=STOP_LIMIT_S).close()  # noqa: S310
-        except OSError as error:
+            Client.find(home, {}).stop_server()
+        except OrchError as error:
             say(progress=f"the controller did not confirm ({error}); stopping all the same")
-    ended = raylocal.stop_ray(home)
-    (home / "server.json").unlink(missing_ok=True)
+    ended = raylocal.stop_ray(home.root)
+    home.forget_server()
     return {"processes_ended": ended}
 
 
@@ -154,10 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num-cpus", type=int)
     parser.add_argument("--num-gpus", type=int)
     given = parser.parse_args(arguments)
-    home: Path = given.home.resolve()
+    home = Home(given.home.resolve())
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with only_one(home):
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with only_one(home.root):
             if given.verb == "start":
                 say(ready=start(home, given.cluster, given.num_cpus, given.num_gpus))
             else:
@@ -166,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(error={"message": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except OSError as error:
-        say(error={"message": f"{home}: {error}", "exit_code": 5})
+        say(error={"message": f"{home.root}: {error}", "exit_code": 5})
         return 5
     return 0
 

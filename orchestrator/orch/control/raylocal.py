@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from orch.model.errors import NoServer
 OBJECT_STORE_BYTES = 80 << 20
 """Ray's smallest sensible store: orch passes no data through it."""
 START_LIMIT_S = 90.0
-STOP_GRACE_S = 5.0
+STOP_GRACE_S = 1.0
 LOOPBACK = "127.0.0.1"
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the name of a variable
 
@@ -45,16 +44,6 @@ def ray_environment(home: Path) -> dict[str, str]:
         # A working directory full of the user's modules must not shadow the standard library in our workers.
         "PYTHONSAFEPATH": "1",
     }
-
-
-def ensure_token(home: Path) -> None:
-    """Ray writes its own token file 0644; ours exists first, and only its owner may read it."""
-    path = home / "ray-token"
-    if path.exists():
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
 
 
 def free_port() -> int:
@@ -86,8 +75,10 @@ def recorded_address(home: Path) -> str | None:
 
 
 def start_ray(home: Path, *, num_cpus: int | None = None, num_gpus: int | None = None) -> str:
-    """Starts a head node for this home and returns its address; NoServer with Ray's own words otherwise."""
-    ensure_token(home)
+    """Starts a head node for this home and returns its address; NoServer with Ray's own words otherwise.
+
+    The token (`Home.ensure_ray_token`) is there already: Ray would make its own, and let everybody read it.
+    """
     for folder in (home / "node", home / "ray"):
         folder.mkdir(mode=0o700, exist_ok=True)
     temp = _short_temp(home)
