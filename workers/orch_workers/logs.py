@@ -34,6 +34,7 @@ TIMES_FINE_MAX = 100_000
 TIMES_COARSE_S = 10.0
 TRACEBACK_CHARS_MAX = 16_000
 MESSAGE_LINES_MAX = 20
+ERROR_LINES_MAX = 10
 _TIMES = struct.Struct("<QQ")
 _HEADING = "Traceback (most recent call last):"
 
@@ -254,6 +255,11 @@ def tail(log_path: Path, size_bytes_max: int, redactor: Redactor | None = None) 
     if start > 0:
         data = data.partition(b"\n")[2] or data
     return data.decode(errors="replace")
+
+
+def last_lines(text: str, lines_max: int = ERROR_LINES_MAX) -> str | None:
+    """The end of what a command wrote that died without a traceback; None when it wrote nothing."""
+    return "\n".join(text.rstrip().splitlines()[-lines_max:]) or None
 
 
 def last_traceback(text: str) -> str | None:

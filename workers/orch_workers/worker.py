@@ -36,7 +36,7 @@ from orch_workers.deliver import Delivery
 from orch_workers.keeper import Keeper
 from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
-from orch_workers.logs import LogShipper, last_traceback, tail
+from orch_workers.logs import LogShipper, last_lines, last_traceback, tail
 from orch_workers.outputs import OutputsError
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
@@ -314,7 +314,8 @@ class Worker:
             traceback=found,
         )
         if decision.action == "fail":
-            self._end("failed", decision.reason, exit_code=code, traceback=found, step=step)
+            error = found or last_lines(log_tail)
+            self._end("failed", decision.reason, exit_code=code, traceback=error, step=step)
             return
         following = Generation(self._config.attempt, self._generation.restart + 1)
         # In the journal on disk before it is acted on: write down, then act.

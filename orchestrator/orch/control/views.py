@@ -196,7 +196,7 @@ def _ledger(row: JobRow, lost: LostWork, progress: ProgressRow | None, now_us: i
 def _goodput(ledger: Mapping[str, float]) -> float | None:
     """Productive time over submit → end minus time queued; None before anything has run."""
     placed_s = sum(ledger.values()) - ledger["queued_s"]
-    if placed_s <= 0 or ledger["running_s"] <= 0:
+    if placed_s <= 0 or ledger["running_s"] + ledger["lost_s"] <= 0:
         return None
     return round(ledger["running_s"] / placed_s, 4)
 

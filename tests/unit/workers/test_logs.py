@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orch_workers import logs
 from orch_workers.checkpoint.errors import AlreadyExists, StorageUnavailable
-from orch_workers.logs import LogShipper, last_traceback, read_times, tail
+from orch_workers.logs import LogShipper, last_lines, last_traceback, read_times, tail
 from orch_workers.redaction import Redactor
 
 LIMIT_S = 30.0
@@ -309,3 +309,9 @@ def test_a_very_long_one_keeps_both_ends():
     assert found.startswith("Traceback")
     assert found.endswith("RecursionError: deep")
     assert "characters left out" in found
+
+
+def test_the_end_of_output_without_a_traceback() -> None:
+    assert last_lines("one\ntwo\nthree\n\n", 2) == "two\nthree"
+    assert last_lines("usage: x\n") == "usage: x"
+    assert last_lines(" \n") is None
