@@ -45,7 +45,7 @@ TRAINEE = textwrap.dedent(
         open(name).read()
 
     class Trainee:
-        def __init__(self, restore=True):
+        def __init__(self, restore=True, load=lambda trainee: None):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(os.environ["ORCH_SOCKET"])
             self.lines = self.socket.makefile("rw")
@@ -57,6 +57,7 @@ TRAINEE = textwrap.dedent(
             point = welcome["restore"] if restore else None
             self.step = Slot(point["path"]).read()[1]["step"] if point else 0
             self.page.put_progress(self.step, 0)
+            load(self)
             source = point["source"] if point else "none"
             self.tell("restored", step=self.step, source=source, seconds_s=0.0)
 
@@ -301,6 +302,13 @@ class Running:
 
     def end(self) -> dict[str, Any]:
         return self.wait_told("WorkerEnded")
+
+    def look_at_page(self) -> None:
+        """Returns when the loop has looked at the progress page once more."""
+        looked = threading.Event()
+        self.worker._inbox.put(self.worker._tick)
+        self.worker._inbox.put(looked.set)
+        assert looked.wait(LIMIT_S)
 
     def notes(self) -> str:
         """All that a person would see."""

@@ -301,9 +301,8 @@ class GuardedProcess:
         found = [(process.pid, process.start_ticks) for process in tree]
         if found == self._recorded:
             return
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk: tried again, and the marks in the environment remain
+        # A full disk: it is tried again, and the marks in the environment remain.
+        with contextlib.suppress(OSError):
             record_tree(self._state_dir, [self._guard, *found])
             self._recorded = found
 

@@ -97,6 +97,12 @@ def test_older_memory_does_not_win_over_newer_storage_that_is_away_for_a_moment(
         assert (found.result(LIMIT_S).source, found.result().step) == ("storage", 20)
 
 
+def test_older_memory_does_not_win_although_nobody_has_told_what_was_committed(machine):
+    moved_away_and_back(machine)
+    found = machine.keeper(attempt=3).open().begin()
+    assert (found.source, found.step) == ("storage", 20)
+
+
 def test_older_memory_is_not_trusted_when_storage_refuses(machine):
     moved_away_and_back(machine)
     machine.storage.mood = Failing(error=StorageRefused)

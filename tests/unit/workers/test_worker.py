@@ -65,7 +65,7 @@ def test_a_last_snapshot_that_was_never_announced_is_a_checkpoint_all_the_same(m
 def test_a_killed_process_goes_on_from_memory_and_says_once_at_its_first_new_step_what_was_lost(machine):
     worker = machine.worker(
         script="""
-            job = Trainee()
+            job = Trainee(load=lambda job: job.step and wait("loaded"))
             if job.step == 0:
                 job.steps(3)
                 job.save()
@@ -81,10 +81,14 @@ def test_a_killed_process_goes_on_from_memory_and_says_once_at_its_first_new_ste
         policy=AT_ONCE,
     )
     machine.go("die")
+    worker.wait_told("ProcessStarted", 2)
+    wait_for("its page shows the restored step", (machine.workdir / "loaded").exists, LIMIT_S)
+    worker.look_at_page()
+    assert worker.told("Restored") == []
+    machine.go("loaded")
     restored = worker.wait_told("Restored")
     assert (restored["generation"], restored["step"], restored["source"]) == (G2, 3, "memory")
-    wait_for("the loop looks at the page", worker.worker._inbox.empty, LIMIT_S)
-    worker.worker._tick()
+    worker.look_at_page()
     assert [event["generation"] for event in worker.told("Recovered")] == [G1]
     machine.go("step")
     recovered = worker.wait_told("Recovered", 2)

@@ -56,9 +56,12 @@ def test_a_stop_while_set_up_waits_for_storage_is_no_fault_of_the_job(machine, o
 
 def test_a_stop_while_the_process_waits_for_what_it_restores_does_not_block_the_job(machine):
     machine.storage.mood = Failing("manifests")
-    worker = machine.worker(script="Trainee()")
+    worker = machine.worker(
+        script="import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); Trainee()"
+    )
     worker.wait_told("ProcessStarted")
     worker.wait_note("storage:")
+    wait_for("its hello", lambda: worker.worker._launcher._session.owner, LIMIT_S)
     worker.worker.stop("left", GRACE_S)
     assert worker.end()["outcome"] == "left"
     assert worker.told("RestartDecided") == []
