@@ -138,12 +138,12 @@ def assert_chain_kept(victim: Victim, steps: int = STEPS) -> None:
         catalog.manifest(point)
 
 
-def placement_groups(server: Server, job: str) -> list[str]:
-    """Names of Ray's placement groups of this job that still exist, asked of Ray itself."""
+def placement_groups(server: Server, *jobs: str) -> list[str]:
+    """Names of Ray's placement groups of these jobs that still exist, asked of Ray itself."""
     listing = server.python(
         "import json, sys, ray; ray.init(address=sys.argv[1], namespace='orch', _node_ip_address='127.0.0.1',"
         " log_to_driver=False, configure_logging=False);"
         "from ray.util.placement_group import placement_group_table as table;"
         "print(json.dumps([g['name'] for g in table().values() if g['state'] != 'REMOVED']))"
     )
-    return [name for name in listing if f"/{job}/" in name]
+    return [name for name in listing if any(f"/{job}/" in name for job in jobs)]
