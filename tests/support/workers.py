@@ -4,6 +4,7 @@ that fails when a test says so.
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import threading
 from pathlib import Path
@@ -215,9 +216,15 @@ class Machine:
         return [(generation, int(step)) for generation, step in names]
 
     def close(self) -> None:
+        """Everything has ended when it returns, and nothing is left."""
         self.storage.mood = good
         for stop in self._stoppable:
             stop()
+        wait_for("nobody writes any more", self._remove, LIMIT_S)
+
+    def _remove(self) -> bool:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return not self.folder.exists()
 
 
 class Kept:
@@ -247,6 +254,8 @@ class Kept:
     def stop(self) -> None:
         self.stopping.set()
         self.keeper.close()
+        if self.keeper._writer.is_alive():
+            self.keeper._writer.join(LIMIT_S)
 
     def prepare(self) -> Prepared | None:
         """The next start of the process, and what it is offered."""
@@ -289,7 +298,12 @@ class Running:
         self.worker.start()
 
     def stop(self) -> None:
+        """As when the agent is killed, and its guard has ended what ran."""
         self.worker.halt()
+        self.worker._close()
+        keeper = self.worker._keeper
+        if keeper is not None and keeper._writer.is_alive():
+            keeper._writer.join(LIMIT_S)
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         """Events of one type, oldest first."""

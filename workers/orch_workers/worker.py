@@ -148,9 +148,7 @@ class Worker:
             self._end("blocked", str(error))
         except Exception:
             log.exception("the agent met a fault of its own and gives up")
-            self._tell_log(
-                f"orch: the agent met a fault of its own; it is replaced:\n{traceback.format_exc()}"
-            )
+            self._tell_log(f"orch: the agent met a fault of its own and goes:\n{traceback.format_exc()}")
             self._give_up()
 
     def _tell_log(self, text: str) -> None:

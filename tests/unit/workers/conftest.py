@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,4 +19,3 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(folder, monkeypatch)
     yield made
     made.close()
-    shutil.rmtree(folder, ignore_errors=True)

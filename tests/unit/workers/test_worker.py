@@ -214,9 +214,10 @@ def test_success_is_on_disk_before_the_last_checkpoint_is(machine):
     wait_for("done.json", first.paths.done.exists, LIMIT_S)
     assert json.loads(first.paths.done.read_text())["step"] == 5
     assert first.told("WorkerEnded") == []
-    first.stop()
+    first.worker.halt()
     stuck.go.set()
     machine.storage.mood = good
+    first.stop()
     second = machine.worker(attempt=2, script=script)
     assert (second.end()["outcome"], second.end()["exit_code"], second.end()["step"]) == ("succeeded", 0, 5)
     assert second.told("ProcessStarted") == []
