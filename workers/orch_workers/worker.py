@@ -84,7 +84,7 @@ class Worker:
         self._exit_at_ns: int | None = None
         self._reached = 0
         self._restored_step: int | None = None
-        self._awaiting_first_step = False
+        self._awaiting_first_step = self._awaiting_exit = False
         self._loaded = False
         self._fatal: str | None = None
         self._finished = False
@@ -201,7 +201,7 @@ class Worker:
         pid = self._launcher.start(self._generation)
         if self._halted:
             self._launcher.kill()  # `halt` came between, and found nothing to end yet
-        self._awaiting_first_step = True
+        self._awaiting_first_step = self._awaiting_exit = True
         self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
 
     def _ship_log(self, keeper: Keeper) -> None:
@@ -258,7 +258,7 @@ class Worker:
         self._inbox.put(lambda: self._on_exit(code, signal, at_ns))
 
     def _on_stop(self, outcome: str, grace_s: float) -> None:
-        if self._launcher is None or not self._launcher.running:
+        if self._launcher is None or not self._awaiting_exit:
             self._end(outcome, "stopped before a training process ran")
             return
         self._launcher.stop(grace_s)
@@ -271,7 +271,7 @@ class Worker:
         self._look_at_page()
         known = self._launcher.said_hello
         step = self._launcher.progress().step or self._restored_step or 0
-        self._exit_at_ns, self._awaiting_first_step = at_ns, False
+        self._exit_at_ns, self._awaiting_first_step, self._awaiting_exit = at_ns, False, False
         in_time = self._stop_at_ns is None or at_ns < self._stop_at_ns
         succeeded = code == 0 and (self._finished or in_time)
         if succeeded:
