@@ -31,7 +31,7 @@ demo storage="local": setup
 
 # All tests: unit and simulation, then integration, then chaos.
 test: setup
-    @"{{ python }}" -m pytest tests/test_tidy.py tests/unit tests/simulation tests/integration tests/chaos
+    @"{{ python }}" -m pytest tests/test_tidy.py tests/unit tests/simulation tests/scenarios tests/integration tests/chaos
 
 # Unit tests alone (no Ray, no servers).
 test-unit *args: setup
