@@ -39,7 +39,7 @@ test-unit *args: setup
 
 # Simulation alone.
 test-simulation *args: setup
-    @"{{ python }}" -m pytest tests/simulation "$@"
+    @"{{ python }}" -m pytest tests/simulation tests/scenarios "$@"
 
 # Integration alone (real Ray, SeaweedFS).
 test-integration *args: setup
