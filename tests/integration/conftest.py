@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.jobs import wait_output, write_job
+from support.jobs import Following, wait_output, write_job
 from support.server import Server
 
 
@@ -30,3 +30,10 @@ def own_jobs(server: Server, stubborn: str) -> Iterator[None]:
     for job in server.client().jobs():
         if job["ended"] is None and job["id"] != stubborn:
             server.cli("cancel", "--now", job["id"])
+
+
+@pytest.fixture(autouse=True)
+def _nobody_goes_on_following() -> Iterator[None]:
+    yield
+    while Following.running:
+        Following.running.pop().kill()

@@ -58,7 +58,8 @@ def main():
             loss.backward()
             optimizer.step()
             scheduler.step()
-            time.sleep(PACE_S)
+            if run.step_count >= 40 and run.restored_step is None:
+                time.sleep(PACE_S)  # stopped here
             run.step(loss=loss)
             if run.step_count == 40:
                 print("step 40", flush=True)
@@ -137,10 +138,10 @@ def test_stopped_and_started_in_the_middle(fresh: Server, two: tuple[str, str], 
         outputs=["final.pt"], checkpoint={"every": {"steps": 25}}, resources={"cpus": 0.5},
     )  # fmt: skip
     undisturbed = fresh.submit(folder)
-    job = fresh.submit(folder, "--set", "env.PACE_S='0.05'")
+    job = fresh.submit(folder, "--set", "env.PACE_S='1'")
     follower = Following(fresh, "logs", "-f", job)
-    wait_output(fresh, job, "step 40")
     fresh.wait(undisturbed)
+    wait_output(fresh, job, "step 40")
     fresh.stop()
     assert not ray_processes(fresh.home)
     assert fresh.cli("status", job, check=5).stdout == ""

@@ -29,7 +29,7 @@ def test_trivial_command(server: Server, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert f"{job} SUCCEEDED after" in done.stdout + done.stderr
 
-    found = server.job(job)
+    [found] = json.loads(server.cli("status", job, "-o", "json").stdout)["jobs"]
     assert (found["state"], found["exit_code"], found["attempt"], found["restarts"]) == ("SUCCEEDED", 0, 1, 0)
     assert found["error"] is None
     assert found["submitted"] <= found["started"] <= found["ended"]
@@ -98,7 +98,7 @@ def test_exit_codes_of_waiting(server: Server, tmp_path: Path) -> None:
     assert "it goes on" in timed_out.stderr
     assert server.job(job)["state"] == "RUNNING"
     gate.open()
-    server.wait(job, check=0)
+    assert server.cli("wait", job, check=0).stdout.startswith(f"{job} SUCCEEDED after")
     for verb in ("status", "wait", "events", "logs", "cancel", "fetch"):
         unknown = "../etc/passwd" if verb == "logs" else "no-such-job-aaaaa"
         missing = server.cli(verb, unknown, check=4)

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from support.jobs import Following, Gate, log_of, wait_output, write_job
+from support.jobs import Following, Gate, wait_output, write_job
 from support.server import Server, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z  ")
+
+
+def shown(server: Server, job: str, *options: str) -> str:
+    return server.cli("logs", job, *options).stdout
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +38,21 @@ WHOLE = ["start 000001.000001", *LINES, "start 000001.000002", *LINES]
 
 
 def test_whole_and_tail(server: Server, twice: str) -> None:
-    assert log_of(server, twice).splitlines() == WHOLE
-    assert log_of(server, twice, "--attempt", "1").splitlines() == WHOLE
-    assert log_of(server, twice, "--tail", "2").splitlines() == LINES[-2:]
-    assert log_of(server, twice, "--tail", "0") == ""
-    assert log_of(server, twice, "--tail", "1000").splitlines() == WHOLE
-    assert log_of(server, twice, "-f").splitlines() == WHOLE, "following what is over shows it and ends"
+    assert shown(server, twice).splitlines() == WHOLE
+    assert shown(server, twice, "--attempt", "1").splitlines() == WHOLE
+    assert shown(server, twice, "--tail", "2").splitlines() == LINES[-2:]
+    assert shown(server, twice, "--tail", "0") == ""
+    assert shown(server, twice, "--tail", "1000").splitlines() == WHOLE
+    assert shown(server, twice, "-f").splitlines() == WHOLE, "following what is over shows it and ends"
 
 
 def test_timestamps_and_json(server: Server, twice: str) -> None:
-    stamped = log_of(server, twice, "--timestamps").splitlines()
+    stamped = shown(server, twice, "--timestamps").splitlines()
     assert [STAMP.sub("", line) for line in stamped] == WHOLE
     assert all(STAMP.match(line) for line in stamped)
     times = [line[:27] for line in stamped]
     assert times == sorted(times)
-    documents = [json.loads(line) for line in log_of(server, twice, "-o", "json").splitlines()]
+    documents = [json.loads(line) for line in shown(server, twice, "-o", "json").splitlines()]
     assert [one["text"] for one in documents] == WHOLE
     assert {(one["attempt"], one["rank"]) for one in documents} == {(1, 0)}
 
@@ -84,7 +88,7 @@ def test_bytes_are_passed_on(server: Server, tmp_path: Path) -> None:
     server.wait(job)
     expected = b"\xff\x00\x1b[31m\r\n" + b"x" * 3_000_000 + b"\n" + "\N{SNOWMAN}".encode() + b"no end"
     assert b"".join(part.data for part in server.client().follow_logs(job, follow=False)) == expected
-    last = json.loads(log_of(server, job, "-o", "json").splitlines()[-1])
+    last = json.loads(shown(server, job, "-o", "json").splitlines()[-1])
     assert last["text"] == "\N{SNOWMAN}no end"
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from support.server import WAIT_S, Server, wait_for
 
@@ -60,21 +60,25 @@ def wait_output(server: Server, job: str, text: str) -> str:
     """Until the log holds `text`; the whole log."""
 
     def there() -> str | None:
-        log = b"".join(part.data for part in server.client().follow_logs(job, follow=False)).decode()
+        log = log_of(server, job)
         return log if text in log else None
 
     log: str = wait_for(f"{job} writes {text!r}", there)
     return log
 
 
-def log_of(server: Server, job: str, *options: str) -> str:
-    return server.cli("logs", job, *options).stdout
+def log_of(server: Server, job: str) -> str:
+    """What `orch logs JOB` shows."""
+    return b"".join(part.data for part in server.client().follow_logs(job, follow=False)).decode()
 
 
 class Following:
     """An `orch` that goes on until it is told to end, its stdout read line by line."""
 
+    running: ClassVar[list[Following]] = []
+
     def __init__(self, server: Server, *arguments: str) -> None:
+        self.running.append(self)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "orch.cli.main", *arguments],
             env=server.env,
@@ -100,6 +104,11 @@ class Following:
         while text not in lines[-1]:
             lines.append(self.line())
         return lines
+
+    def kill(self) -> None:
+        """What a test that failed left: it must not outlive it."""
+        self.process.kill()
+        self.process.communicate()
 
     def interrupt(self) -> tuple[int, str]:
         """Ctrl-C; its exit code and what it said on stderr."""

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from orch.api.client import Client
+from orch.cli.following import exit_code
 from orch.control.home import Home
 from orch.control.raylocal import ray_environment
 
@@ -70,10 +71,12 @@ class Server:
         return self.cli("submit", str(folder / "job.yaml"), "--quiet", *options).stdout.strip()
 
     def job(self, job: str) -> dict[str, Any]:
-        return json.loads(self.cli("status", job, "-o", "json").stdout)["jobs"][0]
+        """What `orch status JOB -o json` shows."""
+        return self.client().job(job)
 
     def events(self, job: str) -> list[dict[str, Any]]:
-        return json.loads(self.cli("events", job, "-o", "json").stdout)["events"]
+        """What `orch events JOB -o json` shows."""
+        return self.client().events(job).events
 
     def client(self) -> Client:
         """Speaks the same API as the CLI, without starting a process for every look."""
@@ -96,8 +99,11 @@ class Server:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     def wait(self, job: str, check: int | None = 0, limit_s: float = WAIT_S) -> dict[str, Any]:
-        self.cli("wait", job, check=check, timeout=limit_s + 30)
-        return self.job(job)
+        """Until the job is over; `check`: the exit code that `orch wait` would end with."""
+        found = self.client().wait(job, timeout_s=limit_s)
+        if check is not None and exit_code(found) != check:
+            raise AssertionError(f"{job} is {found['state']}: {found['reason']}\n{found['error']}")
+        return found
 
     # whom to kill
 
