@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from support.jobs import log_of, write_job
-from support.server import Server
+from orch_workers.config import WorkerPaths
+from support.jobs import Gate, log_of, wait_output, write_job
+from support.leftovers import of_jobs
+from support.server import Server, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
@@ -128,3 +130,44 @@ def test_an_exit_that_does_not_come_again(server: Server, tmp_path: Path) -> Non
     told = server.cli("status", job).stdout
     assert "exit code 9" in told
     assert "restored step" in told
+
+
+LOSES_ITSELF = """
+import os, signal, orch
+run = orch.training(total=[0])
+run.values["total"][0] = 1
+run.step()
+run.save()
+print("saved", flush=True)
+open(os.environ["GATE"]).read()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_restorable(server: Server, tmp_path: Path) -> None:
+    """Every copy of its state is damaged: the job stops and says so, and never starts over silently. Exit code 7."""
+    gate = Gate(tmp_path)
+    folder = write_job(
+        tmp_path / "work", "python train.py", {"train.py": LOSES_ITSELF}, env={"GATE": str(gate.path)},
+        checkpoint={"every": {"steps": 1}}, restart=NO_WAIT,
+    )  # fmt: skip
+    job = server.submit(folder)
+    wait_output(server, job, "saved")
+    wait_for("it is in storage", lambda: server.job(job)["checkpoints"])
+    paths = WorkerPaths(job, 0, server.home / "node", server.home / "jobs")
+    shards = (server.home / "storage" / job / "shards").rglob("*.safetensors")
+    for path in [*paths.snapshots.glob("slot-*"), *shards]:
+        with path.open("r+b") as file:  # in place: the agent has them mapped
+            file.write(b"\xff" * path.stat().st_size)
+    gate.open()
+    said = server.cli("wait", job, check=7).stdout
+    assert "BLOCKED" in said
+    found = server.job(job)
+    assert found["state"] == "BLOCKED"
+    assert "does not match its digest" in found["reason"]
+    assert "nothing was started" in found["reason"]
+    assert not [left for left in of_jobs(server.home, [job]) if left.startswith("process")]
+    assert "BLOCKED" in server.cli("status", job).stdout
+    server.cli("cancel", job)
+    assert server.job(job)["state"] == "CANCELLED"
+    assert not of_jobs(server.home, [job]), "what it held in memory was kept for whoever looked, until now"

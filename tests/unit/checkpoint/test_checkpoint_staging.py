@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -204,3 +205,13 @@ def test_shared_memory_that_is_too_small(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "disk").exists()
     with pytest.raises(OSError, match="No space left"):
         Staging(folder).acquire(SIZE)
+
+
+def test_a_snapshot_that_was_written_over_is_not_restored(staging):
+    """The training process can write to its slots at any time, with a stray pointer for instance."""
+    save(staging, 1)
+    newest = save(staging, 2)
+    with Path(newest.path).open("r+b") as file:
+        file.write(b"\xff" * 64)
+    assert staging.newest_ready(CHAIN).step == 1
+    assert [s.step for s in staging.snapshots()] == [1]

@@ -225,8 +225,17 @@ class Staging:
         return sorted(self._snapshots.values(), key=lambda s: (s.step, s.generation), reverse=True)
 
     def newest_ready(self, chain: Chain) -> Snapshot | None:
-        """The newest snapshot that lies on the chain."""
-        return next((s for s in self.snapshots() if chain.admits(s.generation, s.step)), None)
+        """The newest snapshot that lies on the chain, and is as whole as it was when it was made.
+
+        Looked at again, because the training process can write to its slots at any time.
+        """
+        for snapshot in self.snapshots():
+            if not chain.admits(snapshot.generation, snapshot.step):
+                continue
+            if _read(snapshot.index, self._paths[snapshot.index]) == snapshot:
+                return snapshot
+            del self._snapshots[snapshot.index]
+        return None
 
     def make_restore_file(self, size_bytes: int) -> Path:
         """The file that a checkpoint is read into (the reader's `target`)."""
