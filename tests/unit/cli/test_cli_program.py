@@ -164,7 +164,9 @@ def test_a_reader_that_leaves_early_is_no_traceback(api):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion(api, shell):
     job = api.job()
-    done = start("--show-completion", shell)
+    # Without this typer looks for the shell among the processes above: below `just` that is a plain sh.
+    named = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = start("--show-completion", shell, env=named)
     out, _ = done.communicate(timeout=LIMIT_S)
     assert b"_ORCH_COMPLETE" in out or b"orch" in out
     words = {"COMP_WORDS": f"orch status {job[:3]}", "COMP_CWORD": "2"}

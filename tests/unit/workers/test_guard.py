@@ -30,10 +30,17 @@ def test_a_signal_is_told_as_a_signal(tmp_path):
     assert (exited.code, exited.signal) == (None, signal.SIGSEGV)
 
 
+INTERNAL_SIGNALS = 0b11 << 31
+"""32 and 33 belong to the C library (nptl(7)): whoever started the tests may have them ignored, and no program can
+set them back.
+"""
+
+
 def test_nothing_reads_the_terminal_and_signals_are_as_they_were(tmp_path):
     command = Command(tmp_path, ["sh", "-c", "cat; grep -E 'Sig(Ign|Blk)' /proc/self/status"])
     assert command.finish().code == 0
-    assert [line.split()[1] for line in command.log.splitlines()] == ["0" * 16, "0" * 16]
+    found = [int(line.split()[1], 16) & ~INTERNAL_SIGNALS for line in command.log.splitlines()]
+    assert found == [0, 0]
 
 
 @pytest.mark.parametrize(
