@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Grant(NamedTuple):
     slot: Slot
 
 
-class Sink:
+class Sink(ABC):
     """What a Run needs. All calls come from the thread that trains."""
 
     generation: tuple[int, int] = (0, 0)
@@ -43,45 +44,45 @@ class Sink:
     passed_over: RestorePoint | None = None
     """What could have been restored, had the script not said restore=False."""
 
+    @abstractmethod
     def progress(self, step: int, epoch: int) -> Word:
         """A step is complete. Called at each one, so it costs no system call."""
-        raise NotImplementedError
 
-    def word(self) -> Word:
-        raise NotImplementedError
+    @abstractmethod
+    def word(self) -> Word: ...
 
+    @abstractmethod
     def grant(self, size_bytes: int, step: int, reason: str, *, wait: bool) -> Grant | None:
         """A slot of at least `size_bytes`; None when both are busy (with `wait`, only if none came free in
         time).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def saved(self, grant: Grant, snapshot: dict[str, Any]) -> None:
         """The granted slot is READY. `snapshot`: step, epoch, reason, blocked_s."""
-        raise NotImplementedError
 
-    def save_failed(self, grant: Grant, message: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def save_failed(self, grant: Grant, message: str) -> None: ...
 
-    def restored(self, step: int, source: str, seconds_s: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def restored(self, step: int, source: str, seconds_s: float) -> None: ...
 
-    def mismatch(self, message: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def mismatch(self, message: str) -> None: ...
 
+    @abstractmethod
     def metrics(self, step: int, epoch: int, values: dict[str, Any]) -> None:
         """May be dropped; never waits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def note(self, level: str, message: str) -> None:
         """level: ``info`` or ``warning``."""
-        raise NotImplementedError
 
-    def interrupted(self, step: int, saved_step: int) -> None:
+    def interrupted(self, step: int, saved_step: int) -> None:  # noqa: B027 - only a person at a terminal is told
         """The run was asked to leave and is about to; `saved_step` is where it will go on."""
 
-    def finished(self, step: int, epoch: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def finished(self, step: int, epoch: int) -> None: ...
 
-    def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self) -> None: ...
