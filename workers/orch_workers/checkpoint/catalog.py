@@ -1,7 +1,7 @@
 """A job's checkpoints in storage: which exist, which may be restored, and which may go.
 
-Names below `<prefix>/<job>/` are those of DESIGN section 6, and `quarantine/G/S.json` beside them. All of it
-is create-only; nothing is ever overwritten, so there is no "latest" pointer that could lie.
+Names below `<prefix>/<job>/` are those of DESIGN section 6, and `quarantine/G/S.json` and `pins/G/S.json`
+beside them. All of it is create-only; nothing is ever overwritten, so there is no "latest" pointer that could lie.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orch_workers.checkpoint.storage import Entry, Storage
 
 GENERATION_BYTES_MAX = 64 << 20
+PIN_NOTE_CHARS_MAX = 1000
 TEMPORARY_AGE_S = 3600.0
 """A temporary file older than this has no writer any more."""
 
@@ -84,6 +85,9 @@ class Catalog:
 
     def quarantine_path(self, generation: Generation, step: int) -> str:
         return self.path("quarantine", *_place(generation, step)) + ".json"
+
+    def pin_path(self, generation: Generation, step: int) -> str:
+        return self.path("pins", *_place(generation, step)) + ".json"
 
     def rank_path(self, generation: Generation, step: int, rank: int) -> str:
         return self.path("ranks", *_place(generation, step), f"{rank}.json")
@@ -268,6 +272,48 @@ class Catalog:
         except AlreadyExists:
             return
 
+    def pins(self) -> dict[RestorePoint, str]:
+        """Pinned checkpoints, newest first, each with its note. `committed_us` is when it was pinned: compare
+        with other points by generation and step (`point[:2]`).
+        """
+        notes = {}
+        for point in _newest_first(self._points("pins")):
+            try:
+                notes[point] = str(json.loads(self.storage.read(self.pin_path(*point[:2])))["note"])
+            except (NotFound, ValueError, TypeError, KeyError):
+                notes[point] = "its pin does not read"  # it is pinned all the same
+        return notes
+
+    def pin(self, point: RestorePoint, note: str = "") -> bool:
+        """Keeps a committed checkpoint from being deleted, whatever the rules say. False: it is pinned already,
+        and the first note stays. NotFound when there is no such checkpoint (any more).
+        """
+        document = {
+            "version": FORMAT_VERSION,
+            "note": note[:PIN_NOTE_CHARS_MAX],
+            "pinned_us": time.time_ns() // 1000,
+        }
+        path, manifest = self.pin_path(*point[:2]), self.manifest_path(*point[:2])
+        try:
+            self.storage.create(path, json.dumps(document).encode())
+            new = True
+        except AlreadyExists:
+            new = False
+        # Looked at after the pin is there, as whoever deletes looks for a pin right before: what slips between
+        # those two looks (milliseconds) is said here in all other cases.
+        if not self.storage.exists(manifest):
+            self.storage.delete(path)
+            raise NotFound(f"{manifest}: there is no such checkpoint to pin")
+        return new
+
+    def unpin(self, point: RestorePoint) -> bool:
+        """The rules decide about it again from now on. False: it was not pinned."""
+        path = self.pin_path(*point[:2])
+        if not self.storage.exists(path):
+            return False
+        self.storage.delete(path)
+        return True
+
     def retain(self, rules: retention.Rules) -> Retained:
         """Removes the checkpoints on the chain that no rule asks for; manifest first, the rest after.
 
@@ -276,9 +322,15 @@ class Catalog:
         points = self.restore_points()
         described = {self._described(point, rules): point for point in points}
         kept = {described[c]: reason for c, reason in retention.keep(described, rules).items()}
-        removed = [point for point in points if point not in kept]
-        for point in removed:
+        removed = []
+        for point in points:
+            if point in kept:
+                continue
+            if self.storage.exists(self.pin_path(*point[:2])):
+                kept[point] = "pinned"
+                continue
             self.remove(point)
+            removed.append(point)
         return Retained(kept, removed)
 
     def _described(self, point: RestorePoint, rules: retention.Rules) -> retention.Checkpoint:
@@ -314,7 +366,10 @@ class Catalog:
         own_steps = [p.step for p in points if p.generation == newest]
         removed = 0
         root = chain.ancestors[-1].generation if chain.ancestors else newest
+        pinned = {p[:2] for p in self._points("pins")} if own_steps else set()
         for point in points if own_steps else ():
+            if point[:2] in pinned:
+                continue
             if root <= point.generation < newest and not chain.admits(point.generation, point.step):
                 self.remove(point)
                 removed += 1
