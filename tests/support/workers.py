@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from orch.model.generation import Generation
 from orch_workers import config as worker_config
+from orch_workers import ending
 from orch_workers import keeper as keepers
-from orch_workers import worker as workers
 from orch_workers.checkpoint.errors import StorageUnavailable
 from orch_workers.checkpoint.local import LocalStorage
 from orch_workers.config import WorkerConfig
@@ -164,7 +164,7 @@ class Machine:
         monkeypatch.setattr(keepers, "open_storage", lambda *_, **__: self.storage)
         monkeypatch.setattr(keepers, "RETRY_MIN_S", 0.01)
         monkeypatch.setattr(keepers, "RETRY_MAX_S", 0.02)
-        monkeypatch.setattr(workers, "OUTPUTS_RETRY_S", 0.01)
+        monkeypatch.setattr(ending, "OUTPUTS_RETRY_S", 0.01)
 
     def moves_to(self, machine: str) -> None:
         """What starts now, starts on another machine; storage is the same."""

@@ -15,14 +15,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from orch.model.events import (
     CheckpointCommitted,
     ProcessExited,
     ProcessStarted,
-    Recovered,
     RestartDecided,
     Restored,
     WorkerEnded,
@@ -32,12 +30,12 @@ from orch_policies.restart import Failure
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.code import CodeError
 from orch_workers.config import WorkerConfig
-from orch_workers.deliver import Delivery
+from orch_workers.ending import Homecoming
 from orch_workers.keeper import Keeper
 from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
 from orch_workers.logs import LogShipper, last_lines, last_traceback, tail
-from orch_workers.outputs import OutputsError
+from orch_workers.recovery import Recovery
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
 from orch_workers.sampling import Sampler
@@ -48,11 +46,7 @@ TICK_S = 0.25
 """How often the loop looks at the progress page when nothing happens."""
 TICK_RECOVERING_S = 0.02
 """The same while the first new step after a start is awaited: its time is reported."""
-DRAIN_LIMIT_S = 20.0
-"""How long the newest snapshot may take to reach storage when the job was told to stop."""
 OUTPUT_TAIL_BYTES = 64 << 10
-DRAIN_SLICE_S = 0.5
-OUTPUTS_RETRY_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +75,8 @@ class Worker:
         self._stop_at_ns: int | None = None
         self.stopping = threading.Event()
         self._start_at: float | None = None
-        self._exit_at_ns: int | None = None
-        self._reached = 0
-        self._restored_step: int | None = None
-        self._awaiting_first_step = self._awaiting_exit = False
-        self._loaded = False
+        self._recovery = Recovery(self._ledger)
+        self._awaiting_exit = False
         self._fatal: str | None = None
         self._finished = False
         self._ended = False
@@ -132,7 +123,9 @@ class Worker:
         self._guarded(self._set_up)
         while True:
             try:
-                call = self._inbox.get(timeout=TICK_RECOVERING_S if self._awaiting_first_step else TICK_S)
+                call = self._inbox.get(
+                    timeout=TICK_RECOVERING_S if self._recovery.awaiting_first_step else TICK_S
+                )
             except queue.Empty:
                 call = self._tick
             if not self._ended and not self._halted:
@@ -167,7 +160,7 @@ class Worker:
             stopping=self.stopping,
         )
         self._launcher = Launcher(self._config, secrets, self, self._keeper)
-        self._reached = self._launcher.prepare()
+        self._recovery.reached = self._launcher.prepare()
         self._keeper.open()
         restart, end = self._reports.left_behind(self._config.attempt)
         self._generation = Generation(self._config.attempt, restart)
@@ -193,7 +186,7 @@ class Worker:
     def _start_process(self) -> None:
         self._start_at = None
         self._generation = Generation(self._config.attempt, self._generation.restart + 1)
-        self._restored_step, self._fatal, self._finished, self._loaded = None, None, False, False
+        self._fatal, self._finished = None, False
         assert self._keeper is not None
         assert self._launcher is not None
         self._keeper.start_generation(self._generation)
@@ -201,7 +194,8 @@ class Worker:
         pid = self._launcher.start(self._generation)
         if self._halted:
             self._launcher.kill()  # `halt` came between, and found nothing to end yet
-        self._awaiting_first_step = self._awaiting_exit = True
+        self._recovery.began()
+        self._awaiting_exit = True
         self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
 
     def _ship_log(self, keeper: Keeper) -> None:
@@ -217,7 +211,7 @@ class Worker:
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
         def act() -> None:
-            self._restored_step, self._loaded = step, True
+            self._recovery.restored(step)
             if source not in SOURCES:
                 return
             self._reports.add(
@@ -270,8 +264,9 @@ class Worker:
         assert self._keeper is not None
         self._look_at_page()
         known = self._launcher.said_hello
-        step = self._launcher.progress().step or self._restored_step or 0
-        self._exit_at_ns, self._awaiting_first_step, self._awaiting_exit = at_ns, False, False
+        step = self._launcher.progress().step or self._recovery.restored_step or 0
+        self._recovery.exited(at_ns)
+        self._awaiting_exit = False
         in_time = self._stop_at_ns is None or at_ns < self._stop_at_ns
         succeeded = code == 0 and (self._finished or in_time)
         if succeeded:
@@ -357,39 +352,17 @@ class Worker:
         return ""
 
     def _bring_home(self, outcome: str) -> str:
-        """Snapshots, then outputs, into storage: for success as long as that takes (a stop shortens it)."""
         launcher, keeper = self._launcher, self._keeper
         if launcher is None or keeper is None:
             return ""
-        patient = outcome == "succeeded"
-        reason = "" if self._until(keeper.drain, patient) else "; its newest snapshot did not reach storage"
-        missing = self._deliver(keeper, launcher.workdir, patient=patient)
-        if missing:
-            write_down(self._config.paths.undelivered, {"problems": missing})
-            for problem in missing:
-                self.note(f"an output could not be brought back: {problem}")
-            reason += f"; {len(missing)} outputs are still in {launcher.workdir} ({missing[0]})"
-        return reason
-
-    def _deliver(self, keeper: Keeper, workdir: Path, *, patient: bool) -> list[str]:
-        """Outputs that are not in storage, each with its reason."""
-        try:
-            delivery = Delivery(keeper.catalog, workdir, self._config.outputs, self._generation)
-        except (OutputsError, OSError) as error:
-            return [str(error)]
-        self._until(delivery.attempt, patient, OUTPUTS_RETRY_S)
-        return delivery.problems
-
-    def _until(self, attempt: Callable[[float], bool], patient: bool, pause_s: float = 0.0) -> bool:
-        """Tries in slices: without end when `patient` (until a stop), else for DRAIN_LIMIT_S."""
-        deadline: float | None = None if patient else time.monotonic() + DRAIN_LIMIT_S
-        while not attempt(DRAIN_SLICE_S):
-            if deadline is None and self.stopping.is_set():
-                deadline = time.monotonic() + DRAIN_LIMIT_S
-            if self._halted or (deadline is not None and time.monotonic() > deadline):
-                return False
-            time.sleep(pause_s)
-        return True
+        home = Homecoming(
+            self._config,
+            patient=outcome == "succeeded",
+            stopping=self.stopping,
+            halted=lambda: self._halted,
+            note=self.note,
+        )
+        return home.bring(keeper, launcher.workdir, self._generation)
 
     def _close(self) -> str:
         if self._launcher is not None:
@@ -414,24 +387,14 @@ class Worker:
 
     def _look_at_page(self) -> None:
         launcher = self._launcher
-        if launcher is None or not self._loaded:
-            return  # before it has said what it begins with, its page shows no step of its own
+        if launcher is None or not self._recovery.readable:
+            return
         progress = launcher.progress()
-        if progress.step > (self._restored_step or 0) and self._awaiting_first_step:
-            self._awaiting_first_step = False
-            self._tell_recovered(progress.step, progress.monotonic_ns)
-        if progress.step > self._reached:
-            self._reached = progress.step
-            self._ledger.stepped(progress.step)
+        recovered = self._recovery.look(progress, self._generation)
+        if recovered is not None:
+            self._reports.add(recovered)
         if self._stop_outcome is None and self._start_at is None:
             launcher.save_when_due(progress.step)
-
-    def _tell_recovered(self, step: int, at_ns: int) -> None:
-        recovery_s = None if self._exit_at_ns is None else (at_ns - self._exit_at_ns) / 1e9
-        lost = max(0, max(self._reached, self._ledger.highest_step) - (self._restored_step or 0))
-        self._reports.add(
-            Recovered(generation=self._generation, step=step, recovery_s=recovery_s, lost_steps=lost)
-        )
 
     def _tell_progress(self) -> None:
         self._telling.tell(self._generation, self._pids())

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from orch_policies.restart import Budgets
-from orch_workers import worker as workers
+from orch_workers import ending
 from orch_workers.launch import Launcher
 from orch_workers.process import Exited
 from orch_workers.sweep import sweep_job
@@ -156,8 +156,8 @@ def test_an_exit_that_is_looked_at_after_the_stop_starts_nothing_more(machine):
 
 
 def test_a_stop_shortens_the_wait_for_storage_after_success(machine, monkeypatch):
-    monkeypatch.setattr(workers, "DRAIN_LIMIT_S", 0.0)
-    monkeypatch.setattr(workers, "DRAIN_SLICE_S", 0.05)
+    monkeypatch.setattr(ending, "DRAIN_LIMIT_S", 0.0)
+    monkeypatch.setattr(ending, "DRAIN_SLICE_S", 0.05)
     machine.storage.mood = mood = Failing("shards")
     worker = machine.worker(script="job = Trainee(); job.steps(2); job.save('last'); job.finished()")
     wait_for("success is noted", worker.paths.done.exists, LIMIT_S)

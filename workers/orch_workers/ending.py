@@ -1,0 +1,67 @@
+"""The end of a worker: its newest snapshot and its outputs into storage, for success as long as that takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orch.model.generation import Generation
+from orch_workers.config import WorkerConfig
+from orch_workers.deliver import Delivery
+from orch_workers.keeper import Keeper
+from orch_workers.outputs import OutputsError
+from orch_workers.written import write_down
+
+DRAIN_LIMIT_S = 20.0
+"""How long the newest snapshot may take to reach storage when the job was told to stop."""
+DRAIN_SLICE_S = 0.5
+OUTPUTS_RETRY_S = 2.0
+
+
+class Homecoming:
+    """`patient`: without an end in time, until `stopping` is set or `halted()`; else within DRAIN_LIMIT_S."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        patient: bool,
+        stopping: threading.Event,
+        halted: Callable[[], bool],
+        note: Callable[[str], None],
+    ) -> None:
+        self._config, self._patient = config, patient
+        self._stopping, self._halted, self._note = stopping, halted, note
+
+    def bring(self, keeper: Keeper, workdir: Path, generation: Generation) -> str:
+        """Snapshots, then outputs; returns what could not be kept, as the rest of the end's reason."""
+        reason = "" if self._until(keeper.drain) else "; its newest snapshot did not reach storage"
+        missing = self._deliver(keeper, workdir, generation)
+        if missing:
+            write_down(self._config.paths.undelivered, {"problems": missing})
+            for problem in missing:
+                self._note(f"an output could not be brought back: {problem}")
+            reason += f"; {len(missing)} outputs are still in {workdir} ({missing[0]})"
+        return reason
+
+    def _deliver(self, keeper: Keeper, workdir: Path, generation: Generation) -> list[str]:
+        """Outputs that are not in storage, each with its reason."""
+        try:
+            delivery = Delivery(keeper.catalog, workdir, self._config.outputs, generation)
+        except (OutputsError, OSError) as error:
+            return [str(error)]
+        self._until(delivery.attempt, OUTPUTS_RETRY_S)
+        return delivery.problems
+
+    def _until(self, attempt: Callable[[float], bool], pause_s: float = 0.0) -> bool:
+        """Tries in slices."""
+        deadline: float | None = None if self._patient else time.monotonic() + DRAIN_LIMIT_S
+        while not attempt(DRAIN_SLICE_S):
+            if deadline is None and self._stopping.is_set():
+                deadline = time.monotonic() + DRAIN_LIMIT_S
+            if self._halted() or (deadline is not None and time.monotonic() > deadline):
+                return False
+            time.sleep(pause_s)
+        return True
