@@ -188,9 +188,9 @@ def test_a_removed_lock_file_does_not_let_two_in(tmp_path):
     def enter(turn):
         with code._locked(lock, 30.0):
             assert inside.acquire(blocking=False)
+            inside.release()  # first: removing the file is the holder's last act, and lets the next one in
             if turn % 2:
                 lock.unlink()
-            inside.release()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(enter, range(40)))
