@@ -319,19 +319,23 @@ class Catalog:
 
         Quarantined ones are kept for a person to look at, the newest verified one always.
         """
-        points = self.restore_points()
-        described = {self._described(point, rules): point for point in points}
-        kept = {described[c]: reason for c, reason in retention.keep(described, rules).items()}
+        judged = self.judge(rules)
         removed = []
-        for point in points:
-            if point in kept:
-                continue
+        for point in judged.removed:
             if self.storage.exists(self.pin_path(*point[:2])):
-                kept[point] = "pinned"
+                judged.kept[point] = "pinned"
                 continue
             self.remove(point)
             removed.append(point)
-        return Retained(kept, removed)
+        return Retained(judged.kept, removed)
+
+    def judge(self, rules: retention.Rules) -> Retained:
+        """What `retain` would keep and remove now; nothing is changed."""
+        points, pinned = self.restore_points(), {p[:2] for p in self._points("pins")}
+        described = {self._described(point, rules): point for point in points}
+        asked = {described[c]: reason for c, reason in retention.keep(described, rules).items()}
+        kept = {p: asked.get(p, "pinned") for p in points if p in asked or p[:2] in pinned}
+        return Retained(kept, [point for point in points if point not in kept])
 
     def _described(self, point: RestorePoint, rules: retention.Rules) -> retention.Checkpoint:
         metrics: tuple[tuple[str, float], ...] = ()
