@@ -7,23 +7,45 @@ The leader decides with it when a training process ends, the controller when an 
     charges, history = record(charges, history, failure, decision)
 
 and tell what they see in between with `stepped` and `committed`. No clock and no random source in here: the
-jitter comes from the seed.
-
-What exit means what: DESIGN section 7.
+jitter comes from the seed. What happened, and what it is called: classification.py. The rules: DESIGN section 7.
 """
 
 from __future__ import annotations
 
 import random
-import re
-import signal as signals
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Kind = Literal["process_exit", "fatal", "hang", "agent_lost", "node_lost", "preempted"]
-"""process_exit: the training process ended without having finished. fatal: its state can never be loaded.
-hang: killed because it made no progress. agent_lost, node_lost: the worker is gone; preempted: announced."""
+from orch_policies.classification import (
+    CAUSES,
+    Failure,
+    Kind,
+    advice,
+    classify,
+    describe,
+    is_own_exit,
+    startup_error,
+)
+
+__all__ = [
+    "Action",
+    "Budget",
+    "Budgets",
+    "Charges",
+    "Decision",
+    "Failure",
+    "History",
+    "Kind",
+    "Mark",
+    "committed",
+    "decide",
+    "describe",
+    "record",
+    "stepped",
+]
+
 Budget = Literal["failures", "hangs", "preemptions"]
+BUDGETS: tuple[Budget, ...] = ("failures", "hangs", "preemptions")
 Action = Literal["restart", "replace", "fail"]
 """restart: new training processes under the same agents. replace: a new agent is placed (a new attempt)."""
 
@@ -34,14 +56,8 @@ BACKOFF_DOUBLINGS_MAX = 64
 MARKS_MAX = 64
 """Charges that can still be given back; the oldest beyond these stay spent."""
 OWN_EXITS_MAX = 16
-OUTPUT_TAIL_CHARS_MAX = 16_384
-"""How much of the end of the output is looked at."""
-ERROR_CHARS_MAX = 300
-
-_IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
-_SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
-_USAGE = re.compile(r"^usage: |can't open file|: syntax error|no such option", re.IGNORECASE | re.MULTILINE)
-_TRACEBACK = "Traceback (most recent call last)"
+MAX_ROLLBACKS = 3
+"""Times a job is rolled back for a loss that is no number, unless it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,12 @@ class Budgets:
     max_preemptions: int | None = None
     backoff_initial_s: float = 1.0
     backoff_max_s: float = 300.0
+    stop_codes: tuple[int, ...] = ()
+    """Exit codes of the command that end the job at once."""
+    restart_codes: tuple[int, ...] = ()
+    """Exit codes with which the command asks to be started again."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    max_rollbacks: int = MAX_ROLLBACKS
 
     def limit(self, budget: Budget) -> int | None:
         limits = {
@@ -63,11 +85,13 @@ class Budgets:
         return limits[budget]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        codes = {name: list(getattr(self, name)) for name in ("stop_codes", "restart_codes")}
+        return asdict(self) | codes
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Budgets:
-        return Budgets(**data)
+        codes = {name: tuple(data.get(name, ())) for name in ("stop_codes", "restart_codes")}
+        return Budgets(**{**data, **codes})
 
 
 @dataclass(frozen=True)
@@ -110,9 +134,20 @@ class History:
     """Highest step any generation completed; 0: none ever did."""
     committed_step: int = 0
     fruitless: int = 0
-    """Failures since the last checkpoint beyond everything reached before them."""
+    """Charges to failures since the last checkpoint beyond everything reached before them."""
+    fruitless_hangs: int = 0
+    fruitless_preemptions: int = 0
+    """The same of the other budgets: each has its own backoff."""
     own_exits: tuple[int, ...] = ()
     """Steps at which the command ended itself with a non-zero exit and which no run has passed since."""
+    asked_step: int = -1
+    """Highest step when the command last asked to be started again free of charge; -1: never."""
+    rollbacks: int = 0
+    """Times the job was rolled back for a loss that is no number."""
+
+    def fruitless_of(self, budget: Budget) -> int:
+        amount: int = getattr(self, _FRUITLESS[budget])
+        return amount
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"own_exits": list(self.own_exits)}
@@ -125,34 +160,10 @@ class History:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What was seen.
-
-    `step`: the step at which this generation's process stood (the restored one before its first own step),
-    None when it never said. `exit_code` is its own exit's; `signal` is the number of what killed it: one of
-    the two is set for a process_exit. 127 stands for a command that could not be started. `output_tail`: the
-    end of its output. `message`: for fatal what the process said, else the evidence ("node x dead since …").
-    """
-
-    kind: Kind
-    exit_code: int | None = None
-    signal: int | None = None
-    step: int | None = None
-    output_tail: str = ""
-    message: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Failure:
-        return Failure(**data)
-
-
-@dataclass(frozen=True)
 class Decision:
-    """`charge_to` is None when nothing is charged (action fail). `accuses_node`: the same command has worked
-    before and now does not even start, so the machine is the suspect; who places jobs should know.
+    """`charge_to` is None when nothing is charged: action fail, or a restart that the command asked for.
+    `accuses_node`: the machine is the suspect (a GPU fault, or the same command has worked before and now does
+    not even start); who places jobs should know.
     """
 
     action: Action
@@ -169,28 +180,82 @@ class Decision:
         return Decision(**data)
 
 
+_FRUITLESS: dict[Budget, str] = {
+    "failures": "fruitless",
+    "hangs": "fruitless_hangs",
+    "preemptions": "fruitless_preemptions",
+}
+
+
 def decide(budgets: Budgets, charges: Charges, history: History, failure: Failure, seed: str) -> Decision:
     """The decision after one failure; `seed` should differ per job and failure (job id and generation)."""
+    hopeless = _hopeless(budgets, history, failure)
+    if hopeless:
+        return Decision("fail", None, 0.0, hopeless)
     what = describe(failure)
-    if failure.kind == "fatal":
-        return _fail(f"{what}; a restart would load the same state")
     startup = startup_error(failure)
-    if startup and max(history.highest_step, failure.step or 0) == 0:
-        return _fail(f"{what} before the first step ({startup}); restarting cannot help")
-    if _is_own_exit(failure) and failure.step is not None and failure.step in history.own_exits:
-        return _fail(f"crash loop: {what}, for the second time at this step; restarting cannot help")
+    asked = _asked_for(budgets, failure)
+    if asked and max(history.highest_step, failure.step or 0) > history.asked_step:
+        return Decision(
+            "restart", None, 0.0, f"{what}, which asks for a restart; restarting, charged to nothing"
+        )
     budget = _budget_of(failure.kind)
     spent, limit = charges.spent(budget), budgets.limit(budget)
     if limit is not None and spent >= limit:
-        return _fail(f"{what}; the budget for {budget} is used up ({spent} of {limit})")
-    action: Action = "restart" if failure.kind in {"process_exit", "hang"} else "replace"
-    delay_s = _delay_s(budgets, history, seed)
-    verb = "restarting" if action == "restart" else "placing it again"
+        return Decision(
+            "fail",
+            None,
+            0.0,
+            f"{what}; the budget for {budget} is used up ({spent} of {limit}); {advice(failure)}",
+        )
+    action: Action = "replace" if failure.kind in {"agent_lost", "node_lost", "preempted"} else "restart"
+    delay_s = _delay_s(budgets, history.fruitless_of(budget), seed)
     when = f" in {delay_s:.1f} s" if delay_s else ""
     of = "" if limit is None else f" of {limit}"
-    accused = f" ({startup}; it has run before, so the machine is suspected)" if startup else ""
-    reason = f"{what}{accused}; {verb}{when}, {budget} {spent + 1}{of}"
-    return Decision(action, budget, delay_s, reason, accuses_node=startup is not None)
+    accuses = startup is not None or CAUSES[classify(failure)].accuses_node
+    why = ""
+    if startup:
+        why = "; it has run before, so the machine is suspected"
+    elif accuses:
+        why = "; the machine is suspected"
+    elif asked:
+        why = ", which asks for a restart, for the second time without a new step"
+    verb = _verb(action, failure, history, budgets)
+    reason = f"{what}{why}; {verb}{when}, {budget} {spent + 1}{of}"
+    return Decision(action, budget, delay_s, reason, accuses_node=accuses)
+
+
+def _hopeless(budgets: Budgets, history: History, failure: Failure) -> str:
+    """Why no restart can help, whatever is left of the budgets; "" where one can."""
+    what = describe(failure)
+    if failure.kind == "fatal":
+        return f"{what}; a restart would load the same state"
+    if failure.kind == "bad_numbers":
+        if budgets.on_nan == "stop":
+            return f"{what}; stopped, as `restart.on_nan` says; {advice(failure)}"
+        if history.rollbacks >= budgets.max_rollbacks:
+            return (
+                f"{what}; rolled back {history.rollbacks} times already, which is all that "
+                f"`restart.max_rollbacks` allows; {advice(failure)}"
+            )
+        return ""
+    if failure.signal is None and failure.exit_code in budgets.stop_codes and failure.kind == "process_exit":
+        return f"{what}; stopped, as `restart.on_exit_codes` says of this code"
+    if _asked_for(budgets, failure):
+        return ""
+    if startup_error(failure) and max(history.highest_step, failure.step or 0) == 0:
+        return f"{what} before the first step; restarting cannot help; {advice(failure)}"
+    if is_own_exit(failure) and failure.step is not None and failure.step in history.own_exits:
+        return f"crash loop: {what}, for the second time at this step; restarting cannot help"
+    return ""
+
+
+def _verb(action: Action, failure: Failure, history: History, budgets: Budgets) -> str:
+    if action == "replace":
+        return "placing it again"
+    if failure.kind == "bad_numbers":
+        return f"rolling back ({history.rollbacks + 1} of {budgets.max_rollbacks})"
+    return "restarting"
 
 
 def record(
@@ -199,14 +264,19 @@ def record(
     """Charges and history after the decision has been taken."""
     step = failure.step
     highest = max(history.highest_step, step or 0)
+    budget = decision.charge_to
+    if decision.action != "fail" and budget is None:
+        return charges, replace(history, highest_step=highest, asked_step=highest)
     own = history.own_exits
     if step is not None:
         own = tuple(passed for passed in own if passed >= step)
-        if _is_own_exit(failure) and step not in own:
+        if is_own_exit(failure) and step not in own:
             own = (*own, step)[-OWN_EXITS_MAX:]
-    history = replace(history, highest_step=highest, fruitless=history.fruitless + 1, own_exits=own)
-    budget = decision.charge_to
+    rollbacks = history.rollbacks + (failure.kind == "bad_numbers" and budget is not None)
+    history = replace(history, highest_step=highest, own_exits=own, rollbacks=rollbacks)
     if budget is not None:
+        more: dict[str, Any] = {_FRUITLESS[budget]: history.fruitless_of(budget) + 1}
+        history = replace(history, **more)
         marks = (*charges.marks, Mark(budget, highest))[-MARKS_MAX:]
         spent: dict[str, Any] = {budget: charges.spent(budget) + 1}
         charges = replace(charges, marks=marks, **spent)
@@ -225,13 +295,14 @@ def committed(charges: Charges, history: History, step: int) -> tuple[Charges, H
     if step <= history.committed_step:
         return charges, history
     beyond = [index for index, mark in enumerate(charges.marks) if mark.highest_step < step]
-    passed_all = len(beyond) == len(charges.marks)
+    waiting = {mark.budget for mark in charges.marks if mark.highest_step >= step}
+    passed: dict[str, Any] = {_FRUITLESS[budget]: 0 for budget in BUDGETS if budget not in waiting}
     history = replace(
         history,
         committed_step=step,
         highest_step=max(history.highest_step, step),
-        fruitless=0 if passed_all else history.fruitless,
         own_exits=tuple(own for own in history.own_exits if own >= step),
+        **passed,
     )
     if beyond:
         newest = beyond[-1]
@@ -242,58 +313,12 @@ def committed(charges: Charges, history: History, step: int) -> tuple[Charges, H
     return charges, history
 
 
-def describe(failure: Failure) -> str:
-    """What happened, as the first part of a sentence."""
-    at = "" if failure.step is None else f" at step {failure.step}"
-    detail = failure.message.strip()[:ERROR_CHARS_MAX]
-    if failure.kind == "process_exit":
-        error = error_line(failure.output_tail)
-        return _exit_words(failure) + at + (f" ({error})" if error else "")
-    words = {
-        "fatal": "the state cannot be loaded",
-        "hang": "no progress",
-        "agent_lost": "the agent died",
-        "node_lost": "the node went away",
-        "preempted": "preempted",
-    }
-    return words[failure.kind] + at + (f": {detail}" if detail else "")
-
-
-def error_line(output_tail: str) -> str:
-    """The last line of the last Python traceback in it ("ValueError: bad"), or ""."""
-    _, traceback, body = output_tail[-OUTPUT_TAIL_CHARS_MAX:].rpartition(_TRACEBACK)
-    for line in body.splitlines()[1:] if traceback else body.splitlines():
-        # A syntax error in the script itself comes without the traceback's first line.
-        if line.startswith(_SYNTAX_ERRORS) or (traceback and line.strip() and not line[0].isspace()):
-            return line.strip()[:ERROR_CHARS_MAX]
-    return ""
-
-
-def startup_error(failure: Failure) -> str | None:
-    """What shows that the command cannot even begin (usage, missing file, import), or None.
-
-    An exit code of 2 alone is not enough: many scripts use it for their own errors.
-    """
-    if failure.kind != "process_exit" or failure.signal is not None:
-        return None
-    if failure.exit_code in {126, 127}:
-        return "command not found" if failure.exit_code == 127 else "command cannot be executed"
-    error = error_line(failure.output_tail)
-    if failure.exit_code == 1 and error.startswith(_IMPORT_ERRORS):
-        return "import error"
-    if failure.exit_code == 1 and error.startswith(_SYNTAX_ERRORS):
-        return "syntax error"
-    if failure.exit_code == 2 and _USAGE.search(failure.output_tail[-OUTPUT_TAIL_CHARS_MAX:]):
-        return "usage error"
-    return None
-
-
-def _fail(reason: str) -> Decision:
-    return Decision("fail", None, 0.0, reason)
-
-
-def _is_own_exit(failure: Failure) -> bool:
-    return failure.kind == "process_exit" and failure.signal is None and bool(failure.exit_code)
+def _asked_for(budgets: Budgets, failure: Failure) -> bool:
+    return (
+        failure.kind == "process_exit"
+        and failure.signal is None
+        and failure.exit_code in budgets.restart_codes
+    )
 
 
 def _budget_of(kind: Kind) -> Budget:
@@ -302,23 +327,13 @@ def _budget_of(kind: Kind) -> Budget:
     return "preemptions" if kind in {"node_lost", "preempted"} else "failures"
 
 
-def _delay_s(budgets: Budgets, history: History, seed: str) -> float:
+def _delay_s(budgets: Budgets, fruitless: int, seed: str) -> float:
     """The first failure after progress restarts at once: one death says nothing about the next start, and
     recovery time is what it costs. Without progress between them delays double from the initial one.
     """
-    if history.fruitless == 0:
+    if fruitless == 0:
         return 0.0
-    doublings = min(history.fruitless - 1, BACKOFF_DOUBLINGS_MAX)
+    doublings = min(fruitless - 1, BACKOFF_DOUBLINGS_MAX)
     nominal_s = min(budgets.backoff_initial_s * BACKOFF_FACTOR**doublings, budgets.backoff_max_s)
-    jitter = random.Random(f"{seed}/{history.fruitless}").random() * BACKOFF_JITTER
+    jitter = random.Random(f"{seed}/{fruitless}").random() * BACKOFF_JITTER
     return round(nominal_s * (1 - jitter), 3)
-
-
-def _exit_words(failure: Failure) -> str:
-    if failure.signal is None:
-        return f"exited with code {failure.exit_code}"
-    try:
-        name = signals.Signals(failure.signal).name
-    except ValueError:
-        name = f"signal {failure.signal}"
-    return f"killed by {name}"

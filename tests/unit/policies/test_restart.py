@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orch_policies.classification import error_line, startup_error
 from orch_policies.restart import (
     BACKOFF_JITTER,
     MARKS_MAX,
@@ -19,9 +20,7 @@ from orch_policies.restart import (
     committed,
     decide,
     describe,
-    error_line,
     record,
-    startup_error,
     stepped,
 )
 
@@ -60,7 +59,9 @@ def test_the_fourth_failure_without_progress_fails_the_job_with_the_numbers():
     decisions, charges, _ = run(Budgets(), [KILLED] * 4)
     assert [d.action for d in decisions] == ["restart"] * 3 + ["fail"]
     assert decisions[-1].charge_to is None
-    assert decisions[-1].reason == "killed by SIGKILL at step 50; the budget for failures is used up (3 of 3)"
+    assert decisions[-1].reason.startswith(
+        "killed by SIGKILL at step 50; the budget for failures is used up (3 of 3); something outside orch"
+    )
     assert charges.failures == 3
 
 
@@ -243,6 +244,90 @@ def test_delays_double_without_progress_up_to_the_limit_and_start_anew_with_it()
     assert decide(budgets, charges, history, KILLED, "seed").delay_s == 0
 
 
+def test_each_budget_has_its_own_backoff():
+    """Machines that come and go do not make a crash wait, nor the other way round."""
+    budgets = Budgets(max_failures=None, max_hangs=None, backoff_initial_s=2.0, backoff_max_s=64.0)
+    lost, hang = Failure("node_lost", step=50), Failure("hang", step=50)
+    decisions, charges, history = run(budgets, [lost, lost, lost, KILLED, hang, hang])
+    assert [d.delay_s > 0 for d in decisions] == [False, True, True, False, False, True]
+    assert (history.fruitless, history.fruitless_hangs, history.fruitless_preemptions) == (1, 2, 3)
+    _, history = committed(charges, history, 51)
+    assert (history.fruitless, history.fruitless_hangs, history.fruitless_preemptions) == (0, 0, 0)
+
+
+def test_what_an_older_version_stored_is_read():
+    """Fields that it did not have take their defaults."""
+    budgets = {"max_failures": 1, "max_hangs": 3, "max_preemptions": None, "backoff_initial_s": 1.0}
+    assert Budgets.from_dict({**budgets, "backoff_max_s": 9.0}) == Budgets(max_failures=1, backoff_max_s=9.0)
+    history = History.from_dict({"highest_step": 4, "committed_step": 2, "fruitless": 1, "own_exits": [3]})
+    assert history == History(highest_step=4, committed_step=2, fruitless=1, own_exits=(3,))
+    failure = {"kind": "process_exit", "signal": 9, "step": 50, "exit_code": None, "output_tail": ""}
+    assert Failure.from_dict(failure) == KILLED
+
+
+STOP = Budgets(stop_codes=(2, 3), restart_codes=(42,))
+
+
+def test_a_code_that_is_to_stop_the_job_stops_it_whatever_is_left():
+    decision = decide(
+        STOP, Charges(), stepped(History(), 9), Failure("process_exit", exit_code=3, step=9), "s"
+    )
+    assert (decision.action, decision.charge_to) == ("fail", None)
+    assert (
+        decision.reason
+        == "exited with code 3 at step 9; stopped, as `restart.on_exit_codes` says of this code"
+    )
+    assert decide(STOP, Charges(), History(), Failure("process_exit", signal=3), "s").action == "restart"
+
+
+def test_a_restart_that_the_command_asks_for_is_free_as_long_as_it_makes_new_steps():
+    asked = [Failure("process_exit", exit_code=42, step=step) for step in (5, 5, 9, 20)]
+    decisions, charges, _ = run(STOP, asked)
+    assert [d.charge_to for d in decisions] == [None, "failures", None, None]
+    assert [d.action for d in decisions] == ["restart"] * 4
+    assert "charged to nothing" in decisions[0].reason
+    assert "second time without a new step" in decisions[1].reason
+    assert charges.failures == 1
+    assert {d.delay_s for d in decisions} == {0.0}
+
+
+def test_a_command_that_asks_for_restarts_and_never_steps_is_stopped_by_its_budget():
+    decisions, _, _ = run(STOP, [Failure("process_exit", exit_code=42)] * 5)
+    assert [d.charge_to for d in decisions] == [None, "failures", "failures", "failures", None]
+    assert decisions[-1].action == "fail"
+
+
+def test_a_machine_that_is_accused_makes_no_crash_loop():
+    ecc = traceback("RuntimeError: CUDA error: uncorrectable ECC error encountered")
+    failure = Failure("process_exit", exit_code=1, step=57, output_tail=ecc)
+    decisions, _, _ = run(Budgets(), [failure] * 4)
+    assert [d.action for d in decisions] == ["restart"] * 3 + ["fail"]
+    assert all(d.accuses_node for d in decisions[:3])
+    assert "the machine is suspected" in decisions[0].reason
+    assert "the budget for failures is used up" in decisions[-1].reason
+
+
+NAN = Failure("bad_numbers", step=57, message="loss is nan; step 56 was the last good one")
+
+
+def test_bad_numbers_stop_the_job_unless_it_says_otherwise():
+    decision = decide(Budgets(), Charges(), stepped(History(), 57), NAN, "seed")
+    assert (decision.action, decision.charge_to) == ("fail", None)
+    assert decision.reason == (
+        "bad numbers at step 57: loss is nan; step 56 was the last good one; stopped, as `restart.on_nan` "
+        "says; lower the learning rate, clip gradients, or look at the batch"
+    )
+
+
+def test_bad_numbers_roll_back_so_many_times_and_no_more():
+    budgets = Budgets(max_failures=None, on_nan="rollback", max_rollbacks=2)
+    decisions, charges, history = run(budgets, [NAN, KILLED, NAN, NAN])
+    assert [d.action for d in decisions] == ["restart"] * 3 + ["fail"]
+    assert "rolling back (1 of 2)" in decisions[0].reason
+    assert "rolled back 2 times already" in decisions[3].reason
+    assert (charges.failures, history.rollbacks) == (3, 2)
+
+
 def test_the_jitter_comes_from_the_seed_alone():
     history = replace(History(), fruitless=3)
     delays = {decide(Budgets(), Charges(), history, KILLED, seed).delay_s for seed in "abcdefgh"}
@@ -288,7 +373,9 @@ def test_describe_says_what_is_known():
 
 failures = st.builds(
     Failure,
-    kind=st.sampled_from(["process_exit", "hang", "agent_lost", "node_lost", "preempted", "fatal"]),
+    kind=st.sampled_from(
+        ["process_exit", "hang", "agent_lost", "node_lost", "preempted", "fatal", "bad_numbers"]
+    ),
     exit_code=st.one_of(st.none(), st.integers(0, 255)),
     signal=st.one_of(st.none(), st.integers(1, 64)),
     step=st.one_of(st.none(), st.integers(0, 50)),
@@ -300,7 +387,9 @@ happenings = st.lists(st.one_of(failures, st.integers(0, 60)), max_size=40)
 
 @given(happenings, st.integers(0, 3), st.text(max_size=5))
 def test_any_history_keeps_the_books_in_order_and_travels_as_json(happened, limit, seed):
-    budgets = Budgets(max_failures=limit, max_hangs=limit)
+    budgets = Budgets(
+        max_failures=limit, max_hangs=limit, stop_codes=(7,), restart_codes=(8, 9), on_nan="rollback"
+    )
     charges, history = Charges(), History()
     for item in happened:
         if isinstance(item, int):
@@ -308,12 +397,14 @@ def test_any_history_keeps_the_books_in_order_and_travels_as_json(happened, limi
         else:
             decision = decide(budgets, charges, history, item, seed)
             assert decision.reason
-            assert (decision.charge_to is None) == (decision.action == "fail")
+            asked = item.kind == "process_exit" and item.signal is None and item.exit_code in {8, 9}
+            assert asked or (decision.charge_to is None) == (decision.action == "fail")
             assert Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) == decision
             assert Failure.from_dict(json.loads(json.dumps(item.to_dict()))) == item
             charges, history = record(charges, history, item, decision)
         assert 0 <= charges.failures <= limit
         assert 0 <= charges.hangs <= limit
+        assert history.rollbacks <= budgets.max_rollbacks
         for budget in ("failures", "hangs", "preemptions"):
             assert sum(mark.budget == budget for mark in charges.marks) <= charges.spent(budget)
         assert Charges.from_dict(json.loads(json.dumps(charges.to_dict()))) == charges
