@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orch_policies import retention
+from orch_workers.checkpoint import sweeping
 from orch_workers.checkpoint.chain import Chain, Generation, strict_generation, tuple_of
 from orch_workers.checkpoint.errors import (
     AlreadyExists,
@@ -42,6 +43,7 @@ PIN_NOTE_CHARS_MAX = 1000
 TEMPORARY_AGE_S = 3600.0
 """A temporary file older than this has no writer any more."""
 
+_PARTS = ("ranks", "shards")
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -170,6 +172,7 @@ class Catalog:
             chain = self.chain_of(generation)
             if (chain.parent, chain.restored_step) != (parent and tuple_of(parent), restored_step):
                 raise Superseded(f"generation {format_generation(generation)} began from another state")
+            self.storage.settle(self.generation_path(generation))
             self._assert_newest(generation)
             return chain
         self._assert_newest(generation)
@@ -348,50 +351,27 @@ class Catalog:
     def remove(self, point: RestorePoint) -> None:
         """Ends a checkpoint: after the first deletion it does not exist, whatever happens to the others."""
         self.storage.delete(self.manifest_path(point.generation, point.step))
-        for folder in ("ranks", "shards"):
+        for folder in _PARTS:
             self._delete_below(self.path(folder, *_place(point.generation, point.step)))
         self.storage.delete(self.quarantine_path(point.generation, point.step))
 
-    def sweep(self, protect: Collection[tuple[Generation, int]] = ()) -> int:
+    def sweep(
+        self, protect: Collection[tuple[Generation, int]] = (), *, by: Generation | None = None
+    ) -> int:
         """Removes what no commit will ever need; returns how many objects. By the leader of the newest
-        generation.
+        generation: when another than `by` is the newest, nothing is done.
 
         These are parts without a manifest: of superseded generations, and of the newest one before its newest
         commit. `protect`: (generation, step) of snapshots that are still on their way, an adopted one among
         them. Checkpoints off the chain go too, once the newest generation has committed one of its own; those
         from before the chain's root stay: a script was told to start over, and a person may want them back.
+        Pinned ones stay, and the newest few in quarantine.
         """
-        newest = self.newest_generation()
-        if newest is None:
-            return 0
-        chain = self.chain_of(newest)
-        spared = {(tuple_of(generation), step) for generation, step in protect}
-        points = self.committed()
-        own_steps = [p.step for p in points if p.generation == newest]
-        removed = 0
-        root = chain.ancestors[-1].generation if chain.ancestors else newest
-        pinned = {p[:2] for p in self._points("pins")} if own_steps else set()
-        for point in points if own_steps else ():
-            if point[:2] in pinned:
-                continue
-            if root <= point.generation < newest and not chain.admits(point.generation, point.step):
-                self.remove(point)
-                removed += 1
-        committed = {p[:2] for p in points}
-        own_newest = max(own_steps, default=0)
-        for folder in ("ranks", "shards"):
-            for entry in self.storage.list(self.path(folder)):
-                place = _place_in(entry, self.path(folder))
-                if place is None or place in committed or place in spared or place[0] > newest:
-                    continue
-                if place[0] < newest or place[1] < own_newest:
-                    self.storage.delete(entry.path)
-                    removed += 1
-        return removed + self.storage.sweep_temporaries(TEMPORARY_AGE_S)
+        return sweeping.sweep(self, TEMPORARY_AGE_S, protect, by)
 
     def delete_all(self) -> None:
         """Removes everything of the job: its checkpoints, logs and code."""
-        for folder in ("manifests", "ranks", "shards"):
+        for folder in ("manifests", *_PARTS):
             self._delete_below(self.path(folder))
         self._delete_below(self.job_id)
 
@@ -400,13 +380,17 @@ class Catalog:
             self.storage.delete(entry.path)
 
     def _points(self, folder: str) -> list[RestorePoint]:
+        return [RestorePoint(*place, entry.modified_us) for entry, place in self._entries(folder)]
+
+    def places(self, folder: str) -> list[tuple[str, tuple[Generation, int]]]:
+        """Objects below one of the job's folders, each with the (generation, step) it belongs to."""
+        return [(entry.path, place) for entry, place in self._entries(folder)]
+
+    def _entries(self, folder: str) -> list[tuple[Entry, tuple[Generation, int]]]:
         top = self.path(folder)
-        points = []
-        for entry in self.storage.list(top):
-            place = _place_in(entry, top, ".json")
-            if place is not None:
-                points.append(RestorePoint(*place, entry.modified_us))
-        return points
+        suffix = "" if folder in _PARTS else ".json"
+        found = [(entry, _place_in(entry, top, suffix)) for entry in self.storage.list(top)]
+        return [(entry, place) for entry, place in found if place is not None]
 
 
 def _newest_first(points: Iterable[RestorePoint]) -> list[RestorePoint]:

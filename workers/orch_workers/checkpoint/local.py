@@ -41,6 +41,7 @@ class LocalStorage(Storage):
     def __init__(self, root: Path, *, unfenced: bool = False) -> None:
         super().__init__(root.absolute().as_uri(), unfenced=unfenced)
         self.root = root.absolute()
+        self._way_is_synced = False
 
     def _create(self, path: str, buffers: Sequence[memoryview]) -> None:
         target = self._file(path)
@@ -98,11 +99,16 @@ class LocalStorage(Storage):
         while True:
             _sync_folder(folder)
             if folder.parent == folder or not (folder in made or self.root in folder.parents):
-                return
+                break
             folder = folder.parent
+        if not self._way_is_synced:
+            # Once, above the root too: a writer that was killed may have made it.
+            for above in self.root.parents:
+                with contextlib.suppress(OSError):  # one that may not be read was not made by orch
+                    _sync_folder(above)
+            self._way_is_synced = True
 
-    def _settle(self, path: str) -> None:
-        # It was there already with our content: an earlier try may have died between link and sync.
+    def settle(self, path: str) -> None:
         target = self._file(path)
         try:
             descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
@@ -129,7 +135,8 @@ class LocalStorage(Storage):
                     file.seek(start)
                 if end is None:
                     return file.read()
-                wanted = max(0, end - (start or 0))
+                left = os.fstat(file.fileno()).st_size - (start or 0)
+                wanted = max(0, min(end - (start or 0), left))  # as much is allocated at once
                 parts = []
                 while wanted and (part := file.read(wanted)):
                     parts.append(part)
@@ -158,13 +165,13 @@ class LocalStorage(Storage):
     def delete(self, path: str) -> None:
         target = self._file(path)
         try:
-            target.unlink()
-            _sync_folder(target.parent)  # in order: a manifest must not come back when its shards are gone
-        except FileNotFoundError:
-            return
+            with contextlib.suppress(FileNotFoundError):
+                target.unlink()
+            # In order: a manifest must not come back when its shards are gone. Also when it is gone already: who
+            # removed it may have been killed before this.
+            folder = _sync_nearest(target.parent)
         except OSError as error:
             raise _translated(error, f"cannot delete {target}") from error
-        folder = target.parent
         while folder != self.root and self.root in folder.parents:
             try:
                 folder.rmdir()
@@ -253,6 +260,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_nearest(folder: Path) -> Path:
+    """Syncs a folder, or where it is gone, the nearest above it. Returns which."""
+    while True:
+        try:
+            _sync_folder(folder)
+        except FileNotFoundError:
+            folder = folder.parent
+        else:
+            return folder
 
 
 def _translated(error: OSError, what: str) -> StorageError:

@@ -65,12 +65,12 @@ class Storage(ABC):
         except AlreadyExists:
             if not self._holds(path, buffers):
                 raise
-            self._settle(path)
+            self.settle(path)
             return False
         except StorageUnavailable:
             with contextlib.suppress(StorageError):
                 if self._holds(path, buffers):
-                    self._settle(path)
+                    self.settle(path)
                     return True
             raise
         return True
@@ -78,8 +78,11 @@ class Storage(ABC):
     @abstractmethod
     def _create(self, path: str, buffers: Sequence[memoryview]) -> None: ...
 
-    def _settle(self, path: str) -> None:  # noqa: B027 - nothing to do is the rule; local files are the exception
-        """Makes an object durable that an earlier try may have left visible, but not yet durable."""
+    def settle(self, path: str) -> None:  # noqa: B027 - nothing to do is the rule; local files are the exception
+        """Makes an object durable that a killed writer may have left visible, but not yet durable.
+
+        For whoever finds an object and builds on it instead of writing it.
+        """
 
     def _holds(self, path: str, buffers: Sequence[memoryview]) -> bool:
         if self.size(path) != sum(map(len, buffers)):
@@ -116,7 +119,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Removes an object; one that is not there is no error."""
+        """Removes an object, durably; one that is not there is no error, and will not come back."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[Entry]:

@@ -84,6 +84,7 @@ def write_rank(catalog: Catalog, slot: Slot, *, rank: int, world_size: int) -> R
     catalog.assert_admits(generation, step)
     existing = _read_rank(catalog, generation, step, rank)
     if existing is not None:
+        catalog.storage.settle(catalog.rank_path(generation, step, rank))
         return existing[0]
     data = slot.view[HEADER_BYTES : HEADER_BYTES + header.data_bytes]
     pieces = cut(check_entries(meta["entries"], header.data_bytes), header.data_bytes)
@@ -110,6 +111,7 @@ def write_rank(catalog: Catalog, slot: Slot, *, rank: int, world_size: int) -> R
         winner = _read_rank(catalog, generation, step, rank)
         if winner is None:
             raise
+        catalog.storage.settle(catalog.rank_path(generation, step, rank))
         return winner[0]
     return manifest
 
@@ -163,6 +165,7 @@ def commit_step(
     try:
         catalog.storage.create(catalog.manifest_path(generation, step), encode(manifest))
     except AlreadyExists:
+        catalog.storage.settle(catalog.manifest_path(generation, step))
         winner = catalog.manifest(RestorePoint(generation, step))
         return Committed(generation, step, winner.size_bytes, time.monotonic() - began, already=True)
     return Committed(generation, step, manifest.size_bytes, time.monotonic() - began)
@@ -171,8 +174,10 @@ def commit_step(
 def _existing(catalog: Catalog, header: SlotHeader, began: float) -> Committed | None:
     generation = tuple_of(header.generation)
     catalog.assert_admits(generation, header.step)
-    if not catalog.storage.exists(catalog.manifest_path(generation, header.step)):
+    path = catalog.manifest_path(generation, header.step)
+    if not catalog.storage.exists(path):
         return None
+    catalog.storage.settle(path)
     manifest = catalog.manifest(RestorePoint(generation, header.step))
     return Committed(generation, header.step, manifest.size_bytes, time.monotonic() - began, already=True)
 
