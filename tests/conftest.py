@@ -20,8 +20,10 @@ from support.server import Server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SEED = int(os.environ.get("ORCH_TEST_SEED") or secrets.randbelow(2**31))
-"""Another one in every session; ORCH_TEST_SEED repeats one."""
+SEED = int(os.environ.setdefault("ORCH_TEST_SEED", str(secrets.randbelow(2**31))))
+"""Another one in every session; ORCH_TEST_SEED repeats one. It is set for the processes that pytest-xdist starts: one
+session, one seed.
+"""
 
 
 def pytest_report_header() -> str:

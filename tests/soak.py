@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
 from support.leftovers import assert_nothing_left
-from support.recovery import Victim, assert_chain_kept, assert_recovered, starts
+from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
 
 LONG = ("--set=env.STEPS=9000",)
@@ -84,7 +84,7 @@ def controller(server: Server, rng: random.Random, count: int) -> dict[str, Any]
     for _ in range(count):
         victim = Victim(server)
         victim.wait_training()
-        victim.wait_step(rng.randrange(20, 700))
+        victim.wait_step(rng.randrange(20, STEPS * 2 // 3))
         assert victim.kill_controller()
         detail = victim.finish()
         assert len(starts(detail)) == 1, "training was disturbed"
@@ -116,6 +116,7 @@ def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
         server.start()
         found = act(server, random.Random(seed), count or usual)
         jobs = [job["id"] for job in server.client().jobs()]
+        assert not placement_groups(server, *jobs)
     finally:
         server.stop()
     assert_nothing_left(home, jobs)

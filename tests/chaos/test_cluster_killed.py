@@ -12,7 +12,7 @@ import pytest
 
 from orch.control.raylocal import ray_processes
 from support.leftovers import assert_nothing_left
-from support.recovery import Victim, assert_recovered, kill
+from support.recovery import STEPS, Victim, assert_recovered, kill
 from support.server import Server, wait_for
 
 pytestmark = pytest.mark.chaos
@@ -33,7 +33,7 @@ def own_server() -> Iterator[Server]:
 def test_all_of_ray_killed_at_once(own_server: Server, rng: random.Random) -> None:
     victim = Victim(own_server)
     victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 1)
-    victim.wait_step(rng.randrange(200, 500))
+    victim.wait_step(rng.randrange(STEPS // 6, STEPS // 2))
     training = victim.events("ProcessStarted")[-1]["pid"]
     for process in ray_processes(own_server.home):
         kill(process.pid)
@@ -48,7 +48,7 @@ def test_all_of_ray_killed_at_once(own_server: Server, rng: random.Random) -> No
 def test_a_planned_stop_loses_no_step(own_server: Server, rng: random.Random) -> None:
     """`orch server stop` has every worker save what it holds; the next start goes on from there."""
     victim = Victim(own_server)
-    victim.wait_step(rng.randrange(200, 500))
+    victim.wait_step(rng.randrange(STEPS // 6, STEPS // 2))
     own_server.stop()
     own_server.start()
     detail = victim.finish()

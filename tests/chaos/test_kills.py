@@ -9,7 +9,15 @@ import psutil
 import pytest
 
 from support.leftovers import of_jobs
-from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, kill, starts
+from support.recovery import (
+    STEPS,
+    Victim,
+    assert_chain_kept,
+    assert_recovered,
+    kill,
+    placement_groups,
+    starts,
+)
 from support.seaweed import SeaweedFS
 from support.server import Server, wait_for
 
@@ -203,7 +211,9 @@ def test_without_restoring_the_kill_test_fails(
 
 
 def test_everything_is_gone_between_two_jobs(server: Server) -> None:
-    wait_for("no leftovers", lambda: not of_jobs(server.home, [job["id"] for job in server.client().jobs()]))
+    jobs = [job["id"] for job in server.client().jobs()]
+    wait_for("no leftovers", lambda: not of_jobs(server.home, jobs))
+    assert not placement_groups(server, *jobs)
 
 
 def _spoil_memory(server: Server, victim: Victim) -> None:

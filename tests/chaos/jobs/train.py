@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import orch
 
-STEPS, BATCH = int(os.environ.get("STEPS", "1000")), 4
-PACE_S = float(os.environ.get("PACE_S", "0.005"))
+STEPS, BATCH = int(os.environ.get("STEPS", "600")), 4
+PACE_S = float(os.environ.get("PACE_S", "0.004"))
 
 torch.manual_seed(7)
 torch.set_num_threads(1)
