@@ -6,13 +6,11 @@ beside them. All of it is create-only; nothing is ever overwritten, so there is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from orch_policies import retention
 from orch_workers.checkpoint import sweeping
 from orch_workers.checkpoint.chain import Chain, Generation, strict_generation, tuple_of
 from orch_workers.checkpoint.errors import (
@@ -31,11 +29,13 @@ from orch_workers.checkpoint.format import (
     parse_manifest,
     parse_rank,
 )
+from orch_workers.checkpoint.retaining import Retained, Retainer
 from orch_workers.training.slots import format_generation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from orch_policies import retention
     from orch_workers.checkpoint.storage import Entry, Storage
 
 GENERATION_BYTES_MAX = 64 << 20
@@ -56,13 +56,6 @@ class RestorePoint(NamedTuple):
 
     def __str__(self) -> str:
         return f"{format_generation(self.generation)} step {self.step}"
-
-
-class Retained(NamedTuple):
-    """What a retention left, each with the rule that asked for it, and what it removed."""
-
-    kept: dict[RestorePoint, str]
-    removed: list[RestorePoint]
 
 
 class Catalog:
@@ -287,6 +280,10 @@ class Catalog:
                 notes[point] = "its pin does not read"  # it is pinned all the same
         return notes
 
+    def pinned(self) -> set[tuple[Generation, int]]:
+        """The same without the notes, in one list."""
+        return {point[:2] for point in self._points("pins")}
+
     def pin(self, point: RestorePoint, note: str = "") -> bool:
         """Keeps a committed checkpoint from being deleted, whatever the rules say. False: it is pinned already,
         and the first note stays. NotFound when there is no such checkpoint (any more).
@@ -322,31 +319,11 @@ class Catalog:
 
         Quarantined ones are kept for a person to look at, the newest verified one always.
         """
-        judged = self.judge(rules)
-        removed = []
-        for point in judged.removed:
-            if self.storage.exists(self.pin_path(*point[:2])):
-                judged.kept[point] = "pinned"
-                continue
-            self.remove(point)
-            removed.append(point)
-        return Retained(judged.kept, removed)
+        return Retainer(self, rules).retain()
 
     def judge(self, rules: retention.Rules) -> Retained:
         """What `retain` would keep and remove now; nothing is changed."""
-        points, pinned = self.restore_points(), {p[:2] for p in self._points("pins")}
-        described = {self._described(point, rules): point for point in points}
-        asked = {described[c]: reason for c, reason in retention.keep(described, rules).items()}
-        kept = {p: asked.get(p, "pinned") for p in points if p in asked or p[:2] in pinned}
-        return Retained(kept, [point for point in points if point not in kept])
-
-    def _described(self, point: RestorePoint, rules: retention.Rules) -> retention.Checkpoint:
-        metrics: tuple[tuple[str, float], ...] = ()
-        if rules.best is not None:
-            with contextlib.suppress(Damaged):  # found and quarantined when it is to be restored, not here
-                value = _metric(self.manifest(point).metrics, rules.best.metric)
-                metrics = () if value is None else ((rules.best.metric, value),)
-        return retention.Checkpoint(point.generation, point.step, point.committed_us, metrics=metrics)
+        return Retainer(self, rules).judge()
 
     def remove(self, point: RestorePoint) -> None:
         """Ends a checkpoint: after the first deletion it does not exist, whatever happens to the others."""
@@ -420,8 +397,3 @@ def _generation_in(path: str, text: str) -> Generation:
         return strict_generation(text)
     except ValueError as error:
         raise Damaged(f"{path}: no generation's name") from error
-
-
-def _metric(metrics: Any, name: str) -> float | None:
-    value = metrics.get(name) if isinstance(metrics, dict) else None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
