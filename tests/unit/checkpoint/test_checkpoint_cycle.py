@@ -198,6 +198,7 @@ def flip(path, at=-10):
 def lie(path, change):
     document = json.loads(path.read_text())
     change(document)
+    document.pop("digest", None)  # whoever lies, lies about that too
     path.write_text(json.dumps(document))
 
 
@@ -286,9 +287,20 @@ def test_checkpoints_without_a_generations_record_are_no_reason_to_start_over(ca
 def test_a_generations_record_that_does_not_read_is_no_reason_either(catalog, tmp_path):
     catalog.begin_generation(G1)
     commit_at(catalog, tmp_path, 5)
-    only(catalog, "generations").write_text("{}")
-    with pytest.raises(NothingRestorable, match="does not read"):
+    catalog.begin_generation((2, 1), G1, 5)
+    newest = catalog.storage.root / catalog.generation_path((2, 1))
+    newest.write_text("{}")
+    with pytest.raises(NothingRestorable, match="does not read") as caught:
         find_and_restore(catalog, 0, tmp_path / "restore")
+    assert [(r.step, r.reason) for r in caught.value.rejected] == [(5, "not known to lie on the chain")]
+
+
+def test_what_a_generation_committed_itself_is_restored_although_its_record_does_not_read(catalog, tmp_path):
+    catalog.begin_generation(G1)
+    commit_at(catalog, tmp_path, 5)
+    only(catalog, "generations").write_text("{}")
+    assert find_and_restore(catalog, 0, tmp_path / "restore").point.step == 5
+    assert "no generation's record" in catalog.chain().damage
 
 
 def test_an_empty_storage_of_a_job_that_has_committed_is_the_wrong_one(catalog, tmp_path):

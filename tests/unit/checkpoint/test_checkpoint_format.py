@@ -22,6 +22,7 @@ from orch_workers.checkpoint.format import (
     digests_of,
     encode,
     parse_rank,
+    parse_sealed,
     shard_header,
 )
 from support import snapshots
@@ -142,7 +143,7 @@ def rank_document(tmp_path):
     slot = snapshots.make(tmp_path / "slot", snapshots.state())
     commit(catalog, slot)
     slot.close()
-    return json.loads(catalog.storage.read(catalog.rank_path(G1, 10, 0)))
+    return parse_sealed(catalog.storage.read(catalog.rank_path(G1, 10, 0)), "rank manifest")
 
 
 def parse(document):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orch_workers.checkpoint.catalog import Catalog, RestorePoint, Retained
+from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, Fork
 from orch_workers.checkpoint.errors import (
     AlreadyExists,
@@ -16,8 +16,10 @@ from orch_workers.checkpoint.errors import (
     StorageRefused,
     StorageUnavailable,
     Superseded,
+    WrittenByNewer,
 )
 from orch_workers.checkpoint.reader import Restored, find_and_restore, restore
+from orch_workers.checkpoint.retaining import Retained
 from orch_workers.checkpoint.staging import Given, Snapshot, Staging
 from orch_workers.checkpoint.storage import Entry, Storage, open_storage
 from orch_workers.checkpoint.writer import Committed, commit, commit_step, write_rank
@@ -46,6 +48,7 @@ __all__ = [
     "StorageRefused",
     "StorageUnavailable",
     "Superseded",
+    "WrittenByNewer",
     "commit",
     "commit_step",
     "find_and_restore",

@@ -6,10 +6,12 @@ beside them. All of it is create-only; nothing is ever overwritten, so there is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from orch_workers.checkpoint import sweeping
 from orch_workers.checkpoint.chain import Chain, Generation, strict_generation, tuple_of
@@ -19,6 +21,7 @@ from orch_workers.checkpoint.errors import (
     Damaged,
     NotFound,
     Superseded,
+    WrittenByNewer,
 )
 from orch_workers.checkpoint.format import (
     FORMAT_VERSION,
@@ -28,21 +31,33 @@ from orch_workers.checkpoint.format import (
     digest_of,
     parse_manifest,
     parse_rank,
+    shown,
+)
+from orch_workers.checkpoint.records import (
+    GENERATION_BYTES_MAX,
+    MARK_BYTES_MAX,
+    generation_record,
+    is_void,
+    parse_generation_record,
+    quarantine_mark,
+    reason_of,
 )
 from orch_workers.checkpoint.retaining import Retained, Retainer
 from orch_workers.training.slots import format_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from orch_policies import retention
     from orch_workers.checkpoint.storage import Entry, Storage
 
-GENERATION_BYTES_MAX = 64 << 20
+READ_TRIES_MAX = 3
+"""How often a document is read before it is called damaged or missing."""
 PIN_NOTE_CHARS_MAX = 1000
 TEMPORARY_AGE_S = 3600.0
 """A temporary file older than this has no writer any more."""
 
+T = TypeVar("T")
 _PARTS = ("ranks", "shards")
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -109,28 +124,30 @@ class Catalog:
         return known[-1] if known else None
 
     def chain(self) -> Chain | None:
-        """The chain of the newest generation; None when none ever began. Damaged: its record does not
-        read.
+        """The chain of the newest generation; None when none ever began.
+
+        When its record is damaged and it has committed something, the chain is what it committed itself: that
+        lies on it whatever it started from. Damaged when it has not: nothing tells then what may be restored.
         """
         newest = self.newest_generation()
-        return None if newest is None else self.chain_of(newest)
+        if newest is None:
+            return None
+        try:
+            return self.chain_of(newest)
+        except WrittenByNewer:
+            raise
+        except Damaged as error:
+            if not any(generation == newest for _, (generation, _) in self.places("manifests")):
+                raise
+            return replace(Chain.root(newest), damage=str(error))
 
     def chain_of(self, generation: Generation) -> Chain:
+        return self._surely(lambda: self._read_chain(generation))
+
+    def _read_chain(self, generation: Generation) -> Chain:
         path = self.generation_path(generation)
-        try:
-            data = self.storage.read(path, 0, GENERATION_BYTES_MAX)
-        except NotFound as error:
-            raise Damaged(f"{path} is missing") from error
-        try:
-            document = json.loads(data)
-            chain = Chain.from_json(document)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise Damaged(f"{path}: no generation's record ({error})") from error
-        if document.get("version") != FORMAT_VERSION or document.get("job") != self.job_id:
-            raise Damaged(f"{path}: of version {document.get('version')} and job {document.get('job')!r}")
-        if chain.generation != generation:
-            raise Damaged(f"{path}: is the record of {format_generation(chain.generation)}")
-        return chain
+        data = self._read(path, GENERATION_BYTES_MAX)
+        return parse_generation_record(data, path, job=self.job_id, generation=generation)
 
     def begin(self, chain: Chain) -> Chain:
         """Writes down a generation and its ancestry; before its first commit. Repeatable.
@@ -138,20 +155,17 @@ class Catalog:
         Raises Superseded when a newer generation has begun, or when this one has, differently.
         """
         generation = chain.generation
-        document = {
-            "format": "orch-generation",
-            "version": FORMAT_VERSION,
-            "job": self.job_id,
-            **chain.to_json(),
-        }
-        data = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+        data = generation_record(chain, self.job_id)
         try:
             self.storage.create(self.generation_path(generation), data)
         except AlreadyExists as error:
-            raise Superseded(
-                f"generation {format_generation(generation)} of {self.job_id} has begun already, from "
-                f"another state"
-            ) from error
+            # The same in other words is the same: another version of orch may have written it.
+            if self.chain_of(generation) != chain:
+                raise Superseded(
+                    f"generation {format_generation(generation)} of {self.job_id} has begun already, from "
+                    f"another state"
+                ) from error
+            self.storage.settle(self.generation_path(generation))
         self._assert_newest(generation)
         return chain
 
@@ -214,10 +228,10 @@ class Catalog:
         reasons = {}
         for point in _newest_first(self._points("quarantine")):
             try:
-                document = json.loads(self.storage.read(self.quarantine_path(*point[:2])))
-                reasons[point] = str(document["reason"])
-            except (NotFound, ValueError, TypeError, KeyError):
-                reasons[point] = "its mark in quarantine does not read"
+                mark = self.storage.read(self.quarantine_path(*point[:2]), 0, MARK_BYTES_MAX)
+            except NotFound:
+                continue
+            reasons[point] = reason_of(mark)
         return reasons
 
     def restore_points(self) -> list[RestorePoint]:
@@ -225,14 +239,21 @@ class Catalog:
         chain = self.chain()
         if chain is None:
             return []
-        marked = {point[:2] for point in self._points("quarantine")}
+        marked = {point[:2] for point in self._points("quarantine") if not self._is_void(point)}
         on_chain = [p for p in self._points("manifests") if chain.admits(p.generation, p.step)]
         return _newest_first(p for p in on_chain if p[:2] not in marked)
 
     def manifest(self, point: RestorePoint) -> Manifest:
         """Damaged when it is not what was committed."""
-        data = self._read(self.manifest_path(point.generation, point.step), MANIFEST_BYTES_MAX)
-        return parse_manifest(data, job=self.job_id, generation=point.generation, step=point.step)
+        path = self.manifest_path(point.generation, point.step)
+        return self._surely(
+            lambda: parse_manifest(
+                self._read(path, MANIFEST_BYTES_MAX),
+                job=self.job_id,
+                generation=point.generation,
+                step=point.step,
+            )
+        )
 
     def rank_manifest(self, point: RestorePoint, manifest: Manifest, rank: int) -> RankManifest:
         """The part of one rank, checked against the step's manifest. Damaged when it is not what was
@@ -241,13 +262,26 @@ class Catalog:
         record = manifest.ranks[rank]
         path = self.rank_path(point.generation, point.step, rank)
         if record.path != path.removeprefix(f"{self.job_id}/"):
-            raise Damaged(f"manifest: rank {rank} is said to be in {record.path!r}")
-        data = self._read(path, MANIFEST_BYTES_MAX)
-        if len(data) != record.size_bytes or digest_of(data) != record.digest:
-            raise Damaged(
-                f"{path}: not the one that was committed ({len(data)} bytes for {record.size_bytes})"
-            )
-        return parse_rank(data, job=self.job_id, generation=point.generation, step=point.step, rank=rank)
+            raise Damaged(f"manifest: rank {rank} is said to be in {shown(record.path)!r}")
+
+        def read() -> RankManifest:
+            data = self._read(path, min(record.size_bytes, MANIFEST_BYTES_MAX))
+            if len(data) != record.size_bytes or digest_of(data) != record.digest:
+                raise Damaged(
+                    f"{path}: not the one that was committed ({len(data)} bytes for {record.size_bytes})"
+                )
+            return parse_rank(data, job=self.job_id, generation=point.generation, step=point.step, rank=rank)
+
+        return self._surely(read)
+
+    def _surely(self, read: Callable[[], T]) -> T:
+        """What `read` returns; tried again before something is called damaged, or missing: some clients hand on a
+        truncated or corrupted answer without a word (FIELD.md).
+        """
+        for _ in range(READ_TRIES_MAX - 1):
+            with contextlib.suppress(Damaged):
+                return read()
+        return read()
 
     def _read(self, path: str, limit_bytes: int) -> bytes:
         try:
@@ -258,15 +292,21 @@ class Catalog:
             raise Damaged(f"{path} is longer than {limit_bytes} bytes")
         return data
 
-    def quarantine(self, point: RestorePoint, reason: str) -> None:
-        """Marks a checkpoint as damaged: kept, reported, never restored. The first reason stays."""
-        document = {"version": FORMAT_VERSION, "reason": reason, "found_us": time.time_ns() // 1000}
+    def _is_void(self, point: RestorePoint) -> bool:
+        """A mark that an older orch set, because it could not read what this one can."""
         try:
-            self.storage.create(
-                self.quarantine_path(point.generation, point.step), json.dumps(document).encode()
-            )
-        except AlreadyExists:
-            return
+            return is_void(self.storage.read(self.quarantine_path(*point[:2]), 0, MARK_BYTES_MAX))
+        except NotFound:
+            return False
+
+    def quarantine(self, point: RestorePoint, reason: str, *, needs_version: int | None = None) -> None:
+        """Marks a checkpoint as damaged: kept, reported, never restored. The first reason stays.
+
+        `needs_version`: it is of this newer format, and the mark means nothing to an orch that reads it.
+        """
+        mark = quarantine_mark(reason, needs_version)
+        with contextlib.suppress(AlreadyExists):
+            self.storage.create(self.quarantine_path(point.generation, point.step), mark)
 
     def pins(self) -> dict[RestorePoint, str]:
         """Pinned checkpoints, newest first, each with its note. `committed_us` is when it was pinned: compare
@@ -332,9 +372,7 @@ class Catalog:
             self._delete_below(self.path(folder, *_place(point.generation, point.step)))
         self.storage.delete(self.quarantine_path(point.generation, point.step))
 
-    def sweep(
-        self, protect: Collection[tuple[Generation, int]] = (), *, by: Generation | None = None
-    ) -> int:
+    def sweep(self, protect: Collection[tuple[Generation, int]] = (), *, by: Generation | None = None) -> int:
         """Removes what no commit will ever need; returns how many objects. By the leader of the newest
         generation: when another than `by` is the newest, nothing is done.
 

@@ -7,7 +7,7 @@ up to the fork. What a superseded generation writes past its fork lies off the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orch_workers.training.slots import format_generation
@@ -35,6 +35,8 @@ class Chain:
     restored_step: int = 0
     ancestors: tuple[Fork, ...] = ()
     """Newest first."""
+    damage: str = field(default="", compare=False)
+    """Why its record does not read; then what it descends from is not known."""
 
     @staticmethod
     def root(generation: Generation) -> Chain:

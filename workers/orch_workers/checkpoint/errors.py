@@ -27,6 +27,7 @@ __all__ = [
     "StorageRefused",
     "StorageUnavailable",
     "Superseded",
+    "WrittenByNewer",
 ]
 
 
@@ -60,6 +61,25 @@ class Superseded(CheckpointError):
 
 class Damaged(CheckpointError):
     """What is in storage is not what was committed; the message says what differs. Quarantine it."""
+
+    needs_version: int | None = None
+
+
+class WrittenByNewer(Damaged):
+    """Whole, as far as this orch can tell, but of a format it does not know: set aside until one that does.
+
+    `needs_version`: the format it is of; its mark in quarantine counts for nothing to whoever knows that.
+    """
+
+    def __init__(self, what: str, version: int, known: int) -> None:
+        super().__init__(what, version, known)
+        self.what, self.needs_version, self.known = what, version, known
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: written by a newer orch (format version {self.needs_version}; this one reads up to "
+            f"{self.known}); use that one again to have it back"
+        )
 
 
 class SnapshotChanged(CheckpointError):

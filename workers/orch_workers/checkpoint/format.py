@@ -15,7 +15,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orch_workers.checkpoint.chain import Generation, strict_generation
-from orch_workers.checkpoint.errors import Damaged
+from orch_workers.checkpoint.errors import Damaged, WrittenByNewer
 from orch_workers.training.slots import ALIGNMENT_BYTES, META_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ HEADER_BYTES_MAX = 100_000_000
 """What safetensors itself accepts."""
 MANIFEST_BYTES_MAX = META_BYTES_MAX + (256 << 20)
 PAD_PREFIX = "~pad/"
+DIMENSIONS_MAX = 64
+"""As many as NumPy and PyTorch have."""
+WORDS_SHOWN_CHARS = 200
+"""Of what a damaged document says, in an error."""
 
 _DTYPE_BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 8),
@@ -47,7 +51,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Dtype = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
-Shape = tuple[Count, ...]
+Shape = Annotated[tuple[Count, ...], Field(max_length=DIMENSIONS_MAX)]
 
 
 class _Record(BaseModel):
@@ -74,7 +78,7 @@ class TensorRecord(_Record):
 class ShardRecord(_Record):
     path: Name
     size_bytes: Count
-    data_offset: Count
+    data_offset: Annotated[int, Field(ge=0, le=8 + HEADER_BYTES_MAX, strict=True)]
     """Where the data region begins: 8 bytes of length, then the header, come before it."""
     header_digest: Digest
 
@@ -220,7 +224,40 @@ def _pad(start: int, end: int) -> dict[str, Any]:
 
 
 def encode(record: _Record) -> bytes:
-    return json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode()
+    return sealed(json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode())
+
+
+_SEAL = b',"digest":"'
+_SEAL_BYTES = len(_SEAL) + 32 + 2
+
+
+def sealed(document: bytes) -> bytes:
+    """A JSON object with one key more, its last: `digest`, the xxh3-128 of all that stands before that key."""
+    body = document[:-1]
+    return body + _SEAL + digest_of(body).encode() + b'"}'
+
+
+def parse_sealed(data: bytes, what: str) -> Any:
+    """The JSON document in `data`; Damaged when it is none, or is not what its own digest says.
+
+    A document without a digest is accepted: there were some before.
+    """
+    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{what}: no JSON document ({shown(error)})") from error
+    if isinstance(document, dict) and "digest" in document:
+        if seal != _SEAL + digest_of(body).encode() + b'"}':
+            raise Damaged(f"{what}: does not match its own digest")
+        del document["digest"]
+    return document
+
+
+def shown(what: object) -> str:
+    """What stands in a document, as far as it goes into an error."""
+    text = str(what)
+    return text if len(text) <= WORDS_SHOWN_CHARS else f"{text[:WORDS_SHOWN_CHARS]}…"
 
 
 def _plain(value: Any) -> Any:
@@ -236,8 +273,9 @@ def parse_manifest(data: bytes, *, job: str, generation: Generation, step: int) 
     """The step's manifest, or Damaged with what is wrong with it."""
     manifest = _parse(Manifest, data, "manifest")
     _check_identity(manifest, job, generation, step)
-    if [r.rank for r in manifest.ranks] != list(range(manifest.world_size)):
-        raise Damaged(f"manifest: ranks {[r.rank for r in manifest.ranks]} of {manifest.world_size}")
+    ranks = [r.rank for r in manifest.ranks]
+    if len(ranks) != manifest.world_size or ranks != list(range(len(ranks))):
+        raise Damaged(f"manifest: ranks {shown(ranks)} of {manifest.world_size}")
     return manifest
 
 
@@ -254,37 +292,39 @@ def parse_rank(data: bytes, *, job: str, generation: Generation, step: int, rank
 
 
 def _parse(model: type[_R], data: bytes, what: str) -> _R:
+    document = parse_sealed(data, what)
+    version = document.get("version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise WrittenByNewer(what, version, FORMAT_VERSION)
     try:
-        document = json.loads(data)
-        version = document.get("version") if isinstance(document, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise Damaged(
-                f"{what}: format version {version}; this orch reads up to {FORMAT_VERSION}, use a newer one"
-            )
         return model.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise Damaged(f"{what}: {place}: {first['msg']} ({error.error_count()} problems)") from error
+        raise Damaged(f"{what}: {place}: {shown(first['msg'])} ({error.error_count()} problems)") from error
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{what}: no JSON document ({error})") from error
+        raise Damaged(f"{what}: {shown(error)}") from error
 
 
 def _check_identity(manifest: Manifest | RankManifest, job: str, generation: Generation, step: int) -> None:
     if manifest.version < 1:
         raise Damaged(f"{manifest.format}: format version {manifest.version}")
     if manifest.job != job:
-        raise Damaged(f"{manifest.format}: belongs to job {manifest.job!r}, not {job!r}")
+        raise Damaged(f"{manifest.format}: belongs to job {shown(manifest.job)!r}, not {job!r}")
     try:
         same = strict_generation(manifest.generation) == generation
     except ValueError:
         same = False
     if not same or manifest.step != step:
-        raise Damaged(f"{manifest.format}: is of generation {manifest.generation} step {manifest.step}")
+        raise Damaged(
+            f"{manifest.format}: is of generation {shown(manifest.generation)} step {manifest.step}"
+        )
 
 
 def _check_layout(manifest: RankManifest) -> None:
     sizes = [s.size_bytes - s.data_offset for s in manifest.shards]
+    if manifest.rank >= manifest.world_size:
+        raise Damaged(f"rank manifest: rank {manifest.rank} of {manifest.world_size}")
     if sum(sizes) != manifest.data_bytes or any(size < 0 for size in sizes):
         raise Damaged(f"rank manifest: shards of {sum(sizes)} bytes for {manifest.data_bytes} bytes of data")
     if any(size % ALIGNMENT_BYTES for size in sizes[:-1]):
@@ -314,5 +354,5 @@ def _check_layout(manifest: RankManifest) -> None:
 def _size_problem(dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:
     bits = _DTYPE_BITS.get(dtype) or _RAW_DTYPE_BITS.get(dtype)
     if bits is not None and math.prod(shape) * bits != size_bytes * 8:
-        return f"{dtype} of shape {list(shape)} does not have {size_bytes} bytes"
+        return f"{dtype} of shape {shown(list(shape))} does not have {size_bytes} bytes"
     return None

@@ -81,7 +81,8 @@ def find_and_restore(
     try:
         points = catalog.restore_points()
     except Damaged as error:
-        raise NothingRestorable(f"the chain of {catalog.job_id} does not read: {error}") from error
+        found = [Rejected(*point[:2], "not known to lie on the chain") for point in catalog.committed()]
+        raise NothingRestorable(f"the chain of {catalog.job_id} does not read: {error}", found) from error
     rejected: list[Rejected] = []
     for point in points:
         if point.step <= newer_than:
@@ -92,7 +93,7 @@ def find_and_restore(
         except Damaged as error:
             rejected.append(Rejected(point.generation, point.step, str(error)))
             with contextlib.suppress(StorageError):  # the mark is for people; restoring goes on without it
-                catalog.quarantine(point, str(error))
+                catalog.quarantine(point, str(error), needs_version=error.needs_version)
             continue
         seconds_s = time.monotonic() - began
         return Restored(point, header, path, header.data_bytes, seconds_s, tuple(rejected))
@@ -171,10 +172,22 @@ def _check_shards(catalog: Catalog, point: RestorePoint, part: RankManifest) -> 
         path = catalog.path(shard.path)
         if not path.startswith(f"{folder}/{part.rank}-"):
             raise Damaged(f"rank manifest: {shard.path!r} is no shard of this checkpoint")
-        if path not in stored:
-            raise Damaged(f"{shard.path} is missing")
-        if stored[path] != shard.size_bytes:
-            raise Damaged(f"{shard.path} has {stored[path]} bytes instead of {shard.size_bytes}")
+        if stored.get(path) != shard.size_bytes:
+            _check_size(catalog, path, shard)  # a list may be behind what is there
+
+
+def _check_size(catalog: Catalog, path: str, shard: ShardRecord) -> None:
+    size_bytes: int | None = None
+    for _ in range(READ_TRIES_MAX):
+        try:
+            size_bytes = catalog.storage.size(path)
+        except NotFound:
+            continue
+        if size_bytes == shard.size_bytes:
+            return
+    if size_bytes is None:
+        raise Damaged(f"{shard.path} is missing")
+    raise Damaged(f"{shard.path} has {size_bytes} bytes instead of {shard.size_bytes}")
 
 
 def _slot_meta(part: RankManifest) -> dict[str, Any]:
