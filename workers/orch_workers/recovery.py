@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+
 from orch.model.events import Recovered
 from orch.model.generation import Generation
 from orch_workers.ledger import Ledger
 from orch_workers.training.page import Progress
+
+SEEN_MAX = 4096
+"""Moments remembered of one start; of more, every other one is forgotten."""
 
 
 class Recovery:
@@ -19,6 +24,9 @@ class Recovery:
         self.awaiting_first_step = False
         self._loaded = False
         self._exit_at_ns: int | None = None
+        self._worked_until_ns = 0
+        self._seen: list[tuple[int, int]] = []
+        """(step, when it was seen first, monotonic ns), rising, of the process before this one."""
 
     def began(self) -> None:
         """A process was started."""
@@ -29,6 +37,10 @@ class Recovery:
         self.restored_step, self._loaded = step, True
 
     def exited(self, at_ns: int) -> None:
+        if not self.awaiting_first_step:
+            self._worked_until_ns = (
+                at_ns  # one that dies before its first new step has lost nothing of its own
+            )
         self._exit_at_ns, self.awaiting_first_step = at_ns, False
 
     @property
@@ -44,13 +56,40 @@ class Recovery:
         if progress.step > (self.restored_step or 0) and self.awaiting_first_step:
             self.awaiting_first_step = False
             recovered = self._recovered(progress, generation)
+            self._seen = []
+        if not self.awaiting_first_step and (not self._seen or progress.step > self._seen[-1][0]):
+            self._remember(progress)
         if progress.step > self.reached:
             self.reached = progress.step
             self._ledger.stepped(progress.step)
         return recovered
 
+    def _remember(self, progress: Progress) -> None:
+        self._seen.append((progress.step, progress.monotonic_ns))
+        if len(self._seen) > SEEN_MAX:
+            del self._seen[1:-1:2]
+
     def _recovered(self, progress: Progress, generation: Generation) -> Recovered:
         since_ns = self._exit_at_ns
         recovery_s = None if since_ns is None else (progress.monotonic_ns - since_ns) / 1e9
-        lost = max(0, max(self.reached, self._ledger.highest_step) - (self.restored_step or 0))
-        return Recovered(generation=generation, step=progress.step, recovery_s=recovery_s, lost_steps=lost)
+        restored = self.restored_step or 0
+        lost = max(0, max(self.reached, self._ledger.highest_step) - restored)
+        return Recovered(
+            generation=generation,
+            step=progress.step,
+            recovery_s=recovery_s,
+            lost_steps=lost,
+            lost_s=self._lost_s(restored) if lost and since_ns is not None else None,
+        )
+
+    def _lost_s(self, restored: int) -> float | None:
+        """How long the process before had worked since it had done step `restored`; None where nobody saw that."""
+        at = bisect.bisect_right(self._seen, restored, key=lambda seen: seen[0])
+        if at == len(self._seen):
+            return None
+        if at == 0:
+            since_ns = self._seen[0][1]
+        else:  # between two looks: by the share of the steps
+            (step, ns), (later_step, later_ns) = self._seen[at - 1], self._seen[at]
+            since_ns = ns + (later_ns - ns) * (restored - step) // (later_step - step)
+        return round(max(0, self._worked_until_ns - since_ns) / 1e9, 6)

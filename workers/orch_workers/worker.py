@@ -26,15 +26,16 @@ from orch.model.events import (
     WorkerEnded,
 )
 from orch.model.generation import Generation
-from orch_policies.restart import Failure
+from orch_policies.classification import Failure, Kind
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.code import CodeError
 from orch_workers.config import WorkerConfig
 from orch_workers.ending import Homecoming
+from orch_workers.judging import Judge
 from orch_workers.keeper import Keeper
 from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
-from orch_workers.logs import LogShipper, last_lines, last_traceback, tail
+from orch_workers.logs import LogShipper
 from orch_workers.recovery import Recovery
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
@@ -46,7 +47,6 @@ TICK_S = 0.25
 """How often the loop looks at the progress page when nothing happens."""
 TICK_RECOVERING_S = 0.02
 """The same while the first new step after a start is awaited: its time is reported."""
-OUTPUT_TAIL_BYTES = 64 << 10
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Worker:
         self.stopping = threading.Event()
         self._start_at: float | None = None
         self._recovery = Recovery(self._ledger)
+        self._judge = Judge(self._ledger, config.paths.log)
         self._awaiting_exit = False
         self._fatal: str | None = None
         self._finished = False
@@ -178,8 +179,15 @@ class Worker:
         self, step: int, generation: Generation, size_bytes: int, seconds_s: float, extra: dict[str, Any]
     ) -> None:
         self._ledger.committed(step)
+        blocked_s = extra.pop("blocked_s", None)
         self._reports.add(
-            CheckpointCommitted(generation=generation, step=step, size_bytes=size_bytes, seconds_s=seconds_s),
+            CheckpointCommitted(
+                generation=generation,
+                step=step,
+                size_bytes=size_bytes,
+                seconds_s=seconds_s,
+                blocked_s=blocked_s,
+            ),
             **extra,
         )
 
@@ -194,6 +202,7 @@ class Worker:
         pid = self._launcher.start(self._generation)
         if self._halted:
             self._launcher.kill()  # `halt` came between, and found nothing to end yet
+        self._judge.began(pid)
         self._recovery.began()
         self._awaiting_exit = True
         self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
@@ -278,7 +287,7 @@ class Worker:
         elif self.stopping.is_set():
             self._end(self._stop_outcome or "stopped", "left when told to", exit_code=code, step=step)
         else:
-            self._decide(code, signal, step if known else None)
+            self._decide(code, signal, step if known else None, at_ns)
 
     def _note_success(self, step: int) -> None:  # on a full disk it is told all the same
         try:
@@ -286,15 +295,11 @@ class Worker:
         except OSError as error:
             self.note(f"the success could not be noted on this machine: {error}")
 
-    def _decide(self, code: int | None, signal: int | None, step: int | None) -> None:
-        log_tail = tail(self._config.paths.log, OUTPUT_TAIL_BYTES, self._redactor)
-        found = last_traceback(log_tail)
-        kind: Any = "fatal" if self._fatal else "process_exit"
-        failure = Failure(
-            kind, exit_code=code, signal=signal, step=step, output_tail=log_tail, message=self._fatal or ""
-        )
-        decision = self._ledger.decide(failure, str(self._generation))
-        evidence = f"exit code {code}" if signal is None else f"signal {signal}"
+    def _decide(self, code: int | None, signal: int | None, step: int | None, at_ns: int) -> None:
+        kind: Kind = "fatal" if self._fatal else "process_exit"
+        seen = Failure(kind, exit_code=code, signal=signal, step=step, message=self._fatal or "")
+        found = self._judge.judge(seen, self._redactor, str(self._generation))
+        decision = found.decision
         self._reports.add(
             ProcessExited(
                 generation=self._generation,
@@ -302,13 +307,16 @@ class Worker:
                 code=code,
                 signal=signal,
                 step=step,
-                evidence=f"{evidence}, reported by wait",
+                evidence=found.evidence,
+                cause=found.failure.cause,
+                what=found.what,
+                advice=found.advice,
+                detect_s=max(0.0, (time.monotonic_ns() - at_ns) / 1e9),
             ),
-            traceback=found,
+            traceback=found.traceback,
         )
         if decision.action == "fail":
-            error = found or last_lines(log_tail)
-            self._end("failed", decision.reason, exit_code=code, traceback=error, step=step)
+            self._end("failed", decision.reason, exit_code=code, traceback=found.error, step=step)
             return
         following = Generation(self._config.attempt, self._generation.restart + 1)
         # In the journal on disk before it is acted on: write down, then act.
@@ -319,7 +327,7 @@ class Worker:
                 charge_to=decision.charge_to,
                 delay_s=decision.delay_s,
                 step=step,
-                failure=failure.to_dict() | {"output_tail": ""},
+                failure=found.failure.to_dict(),
             )
         )
         if decision.delay_s <= 0:
@@ -383,6 +391,7 @@ class Worker:
             return
         self._look_at_page()
         if self._telling.due:
+            self._judge.look(self._pids())
             self._tell_progress()
 
     def _look_at_page(self) -> None:

@@ -70,26 +70,40 @@ def start_story(attempt: Document, restart: Document) -> str:
     """One start of the training processes: why, from what, at what price, and how it ended."""
     end = end_of(restart.get("exit_code"), restart.get("signal"))
     evidence = one_line(restart.get("evidence"))
-    parts = [one_line(restart.get("cause") or attempt.get("reason"))]
-    if evidence and not end:
-        parts.append(f"seen by: {evidence}")
-    decision = one_line(restart.get("decision"))
+    parts = [incident({"cause": attempt.get("reason"), **restart} if not restart.get("cause") else restart)]
+    if evidence and (end or restart.get("ended")):
+        parts.append(f"ended with {end} ({evidence})" if end else f"ended: {evidence}")
+    elif end:
+        parts.append(f"ended with {end}")
+    return "; ".join(part for part in parts if part and part != ABSENT) or ABSENT
+
+
+def incident(start: Document) -> str:
+    """What made this start necessary, how it was seen, what was decided, and what it cost."""
+    parts = [one_line(start.get("cause"))]
+    seen, decision = one_line(start.get("seen")), one_line(start.get("decision"))
+    if seen and seen not in parts[0]:
+        parts.append(f"seen by: {seen}")
     if decision and decision not in parts[0]:
         parts.append(decision)
-    if restart.get("restored_step") is not None:
-        parts.append(
-            f"restored step {restart['restored_step']} from {restart.get('restored_from') or 'storage'}"
-        )
-    if restart.get("lost_steps") is not None:
-        parts.append(f"{count(restart['lost_steps'], 'step')} lost")
-    if restart.get("recovery_s") is not None:
-        parts.append(f"first new step after {span(restart['recovery_s'])}")
-    if end:
-        parts.append(f"ended with {end}" + (f" ({evidence})" if evidence else ""))
+    if start.get("restored_step") is not None:
+        parts.append(f"restored step {start['restored_step']} from {start.get('restored_from') or 'storage'}")
+    if start.get("lost_steps") is not None:
+        parts.append(_lost_work(start))
+    if start.get("recovery_s") is not None:
+        parts.append(f"first new step after {span(start['recovery_s'])}")
     return "; ".join(part for part in parts if part) or ABSENT
 
 
+def _lost_work(data: Document) -> str:
+    took = data.get("lost_s")
+    return f"{count(data.get('lost_steps', 0), 'step')} lost" + (f" ({span(took)} of work)" if took else "")
+
+
 def _exited(data: Document) -> str:
+    if data.get("what"):
+        more = f"; {data['advice']}" if data.get("advice") else ""
+        return f"training process of rank {data.get('rank', 0)} {one_line(data['what'])}{more}"
     end = end_of(data.get("code"), data.get("signal"))
     return f"training process of rank {data.get('rank', 0)} ended{_with(end)}{_at(data)}"
 
@@ -116,7 +130,7 @@ def _recovered(data: Document) -> str:
     text = f"first new step {data.get('step')}"
     if data.get("recovery_s") is not None:
         text += f" after {span(data['recovery_s'])}"
-    return f"{text}, {count(data.get('lost_steps', 0), 'step')} lost"
+    return f"{text}, {_lost_work(data)}"
 
 
 def _restored(data: Document) -> str:

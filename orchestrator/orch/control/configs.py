@@ -37,6 +37,10 @@ def budgets_of(spec: JobSpec) -> dict[str, Any]:
         "max_preemptions": limit(restart.max_preemptions),
         "backoff_initial_s": float(restart.backoff.initial_s),
         "backoff_max_s": float(restart.backoff.max_s),
+        "stop_codes": list(restart.on_exit_codes.stop),
+        "restart_codes": list(restart.on_exit_codes.restart),
+        "on_nan": restart.on_nan,
+        "max_rollbacks": restart.max_rollbacks,
     }
 
 

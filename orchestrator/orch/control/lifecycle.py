@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orch.control import lifecycle_ending as ending
 from orch.control import lifecycle_placing as placing
 from orch.control import lifecycle_running as running
-from orch.control.lifecycle_common import Step, leaving
+from orch.control.lifecycle_common import Step, books, leaving
 from orch.control.lifecycle_late import from_the_future, why_late
 from orch.model import commands as cmd
 from orch.model import events as ev
 from orch.model.states import ENDED, PLACED, AgentStatus, JobState, State, StoryEntry
+from orch_policies import goodput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,7 +157,7 @@ def advance(job: JobState, event: Event, now_us: int) -> tuple[JobState, list[Co
     late = why_late(job, event)
     if late is not None:
         after = running.merge_late(job, event) if isinstance(event, ev.RestartDecided) else job
-        return _told(job, after, event, now_us, f"ignored: {late}"), []
+        return _told(job, after, event, now_us, f"ignored: {late}", late=True), []
     transition = TRANSITIONS.get((job.state, type(event)))
     if transition is None:
         raise _invalid(job, event, "no transition is defined for it")
@@ -193,12 +194,17 @@ def still_wanted(job: JobState, command: Command) -> bool:
             return True
 
 
-def _told(before: JobState, after: JobState, event: Event, now_us: int, decision: str) -> JobState:
+def _told(
+    before: JobState, after: JobState, event: Event, now_us: int, decision: str, *, late: bool = False
+) -> JobState:
     """`after` with its times and its story; both are kept here alone, so no rule can forget them."""
     now_us = max(now_us, before.seen_us)
     spent = dict(before.spent_us)
     if now_us > before.seen_us:
         spent[before.state.value] = spent.get(before.state.value, 0) + now_us - before.seen_us
+    accounts = goodput.passed(books(before), before.state, now_us - before.seen_us)
+    if not late:
+        accounts = goodput.told(accounts, event, before.state)
     entry = StoryEntry(
         t_us=now_us, event=_text(event), before=before.state, after=after.state, decision=decision
     )
@@ -210,6 +216,7 @@ def _told(before: JobState, after: JobState, event: Event, now_us: int, decision
         seen_us=now_us,
         since_us=now_us if after.state is not before.state else before.since_us,
         spent_us=spent,
+        books=accounts.to_dict(),
         story=(*story, entry)[-STORY_ENTRIES_MAX:],
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orch.model.commands import CloseJob, Command, RemoveGang, StopAgents
 from orch.model.states import AgentState, AgentStatus, Ending, JobState, State
-from orch_policies import restart
+from orch_policies import goodput, restart
 
 if TYPE_CHECKING:
     from orch.model.generation import Generation
@@ -78,6 +78,11 @@ def reached(job: JobState, step: int | None) -> JobState:
     if step is None or (job.step is not None and step <= job.step):
         return job
     return replace(job, step=step, history=restart.stepped(history(job), step).to_dict())
+
+
+def books(job: JobState) -> goodput.Books:
+    """Where the job's time went; of a job that an older version wrote down, by its states."""
+    return goodput.Books.from_dict(job.books) if job.books else goodput.Books.of_states(job.spent_us)
 
 
 # --- agents ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orch.control.lifecycle_common import charges
+from orch.control.lifecycle_common import books, charges
 from orch.model.states import ENDED, PLACED, JobState, State
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def _numbers(job: JobState) -> Iterator[str]:
         yield f"gang {job.gang} is of an attempt to come, or being removed"
     if sum(job.spent_us.values()) != job.seen_us - job.submitted_us:
         yield "the times in the states do not sum to the job's age"
+    accounts = books(job)
+    if accounts.total_us != job.seen_us - job.submitted_us or min(accounts.us.values(), default=0) < 0:
+        yield f"the books do not sum to the job's age: {dict(accounts.us)}"
 
 
 def _of_state(job: JobState) -> Iterator[str]:

@@ -27,11 +27,11 @@ from orch.control.lifecycle_common import (
 )
 from orch.control.lifecycle_placing import gang_lost, gone, missing, never_seen, strays
 from orch.model.commands import KillAgents, RaiseAttempt, StartAgents
-from orch.model.events import GangLost
+from orch.model.events import GangLost, Recovered
 from orch.model.generation import Generation
 from orch.model.states import AgentStatus, Ending, JobState, State
 from orch_policies import restart
-from orch_policies.restart import Failure
+from orch_policies.classification import Failure, lost_worker
 from orch_workers.training.protocol import EXIT_LEFT
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         ProcessExited,
         ProcessStarted,
         Progressed,
-        Recovered,
         RestartDecided,
         Restored,
         StopOverdue,
@@ -89,10 +88,17 @@ def progressed(job: JobState, event: Progressed | Recovered, _now_us: int) -> St
     job = reached(_at_generation(job, event.generation), event.step)
     new = event.step > (job.restored_step or 0)
     if job.state in {State.STARTING, State.RECOVERING} and new:
+        cost = _cost(event) if isinstance(event, Recovered) and job.state is State.RECOVERING else ""
         return Step(
-            replace(job, state=State.RUNNING, reason=""), (), f"step {event.step} done: training again"
+            replace(job, state=State.RUNNING, reason=""), (), f"step {event.step} done: training again{cost}"
         )
     return Step(job)
+
+
+def _cost(event: Recovered) -> str:
+    took = "" if event.recovery_s is None else f" and {event.recovery_s:.2f} s"
+    work = "" if event.lost_s is None else f" ({event.lost_s:.2f} s of work)"
+    return f"; it cost {event.lost_steps} step(s){work}{took}"
 
 
 def process_exited(job: JobState, event: ProcessExited, _now_us: int) -> Step:
@@ -100,14 +106,8 @@ def process_exited(job: JobState, event: ProcessExited, _now_us: int) -> Step:
     job = reached(_at_generation(job, event.generation), event.step)
     if job.state is State.STOPPING or event.code in {0, EXIT_LEFT}:
         return Step(job)
-    failure = Failure(
-        "process_exit",
-        exit_code=event.code,
-        signal=event.signal,
-        step=event.step,
-        message=event.evidence,
-    )
-    reason = f"rank {event.rank}: {restart.describe(failure)}"
+    failure = Failure("process_exit", exit_code=event.code, signal=event.signal, step=event.step)
+    reason = f"rank {event.rank}: {event.what or restart.describe(failure)}"
     job = replace(job, state=State.RECOVERING, down=event.generation, reason=reason)
     return Step(job, (), "the leader decides")
 
@@ -206,9 +206,15 @@ def leave_overdue(job: JobState, _event: StopOverdue, now_us: int) -> Step:
 
 
 def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
-    kind: restart.Kind = "node_lost" if event.node_lost else "agent_lost"
     job = reached(job, event.step)
-    failure = Failure(kind, step=event.step, message=event.evidence)
+    failure = lost_worker(
+        event.evidence,
+        step=event.step,
+        node_lost=event.node_lost,
+        preempted=event.preempted,
+        node_state=event.node_state,
+        drain_deadline_us=event.drain_deadline_us,
+    )
     node = job.agents[event.rank].node
     if not event.node_lost or not node:
         return lose(job, (event.rank,), failure, now_us)
@@ -237,7 +243,7 @@ def lose(job: JobState, ranks: tuple[int, ...], failure: Failure, now_us: int) -
     job = lost(job, ranks)
     if leaving(job):
         return _leave(job, now_us, failure.message)
-    if failure.kind == "node_lost" and not alive(job):
+    if failure.kind in {"node_lost", "preempted"} and not alive(job):
         return gone(job, failure, now_us)
     decision = decide(job, failure)
     job = charged(job, failure, decision)

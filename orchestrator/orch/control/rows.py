@@ -22,6 +22,7 @@ class JobRow:
     restart: int
     exit_code: int | None
     spent_us: Mapping[str, int]
+    """Where its time went: by the buckets of `orch_policies.goodput`, of older jobs by the states."""
     revision: int
 
 

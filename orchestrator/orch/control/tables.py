@@ -83,9 +83,15 @@ def _tabulate_restart(
             if recovery_us is None and before.attempt > 1:
                 recovery_us = now_us - before.since_us
             transaction.put_restart(
-                job, *event.generation, lost_steps=event.lost_steps, recovery_us=recovery_us
+                job,
+                *event.generation,
+                lost_steps=event.lost_steps,
+                lost_us=None if event.lost_s is None else round(event.lost_s * 1e6),
+                recovery_us=recovery_us,
             )
-        case ev.WorkerEnded() | ev.AgentLost() if before.restart:  # else nothing had been started yet
+        case ev.AgentLost() if before.restart:  # else nothing had been started yet
+            transaction.put_restart(job, *before.generation, ended_us=now_us, evidence=event.evidence)
+        case ev.WorkerEnded() if before.restart:
             transaction.put_restart(job, *before.generation, ended_us=now_us)
         case _:
             pass

@@ -182,7 +182,7 @@ def _job_columns(state: JobState) -> dict[str, Any]:
         "exit_code": state.exit_code,
         "error": state.traceback,
         "lifecycle": state.to_dict(),
-        "spent_us": dict(state.spent_us),
+        "spent_us": dict(state.books["us"] if state.books else state.spent_us),
     }
 
 

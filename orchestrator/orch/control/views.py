@@ -10,12 +10,12 @@ from orch.control.rows import (
     CheckpointRow,
     EventRow,
     JobRow,
-    LostWork,
     ProgressRow,
     RestartRow,
 )
 from orch.control.store import Store
 from orch.model.states import ENDED, State
+from orch_policies import goodput
 from orch_policies.restart import Charges
 
 __all__ = [
@@ -54,11 +54,11 @@ def job_detail(store: Store, job: str, *, now_us: int) -> Document:
     """NoSuchJob if there is none."""
     row = store.job(job)
     summary = _summaries(store, [row], now_us)[0]
-    progress, lost = store.progress([job]).get(job), store.lost_work([job]).get(job, LostWork())
+    progress = store.progress([job]).get(job)
     lifecycle = row.lifecycle
     return summary | {
         "reason": row.reason,
-        "ledger": _ledger(row, lost, progress, now_us),
+        "ledger": {f"{name}_s": spent_us / 1e6 for name, spent_us in _ledger(row, now_us).items()},
         "attempts": _attempts(store.attempts(job), store.restarts(job)),
         "checkpoints": [_checkpoint(checkpoint) for checkpoint in store.checkpoints(job)],
         "charges": _counts(lifecycle.get("charges")),
@@ -121,14 +121,13 @@ def json_safe(value: Any) -> Any:
 def _summaries(store: Store, rows: Sequence[JobRow], now_us: int) -> list[Document]:
     ids = [row.id for row in rows]
     progress, checkpoints = store.progress(ids), store.last_checkpoints(ids)
-    starts, lost = store.start_counts(ids), store.lost_work(ids)
+    starts = store.start_counts(ids)
     return [
         _summary(
             row,
             progress.get(row.id),
             checkpoints.get(row.id),
             starts=starts.get(row.id, 0),
-            lost=lost.get(row.id, LostWork()),
             now_us=now_us,
         )
         for row in rows
@@ -141,7 +140,6 @@ def _summary(
     checkpoint: CheckpointRow | None,
     *,
     starts: int,
-    lost: LostWork,
     now_us: int,
 ) -> Document:
     reason = row.reason
@@ -169,42 +167,30 @@ def _summary(
         "metrics": json_safe(progress.metrics) if progress else {},
         "steps_per_s": json_safe(progress.steps_per_s) if progress and running else None,
         "last_checkpoint": last,
-        "goodput": _goodput(_ledger(row, lost, progress, now_us)),
+        "goodput": _rounded(goodput.goodput(_ledger(row, now_us))),
     }
 
 
-def _ledger(row: JobRow, lost: LostWork, progress: ProgressRow | None, now_us: int) -> dict[str, float]:
-    """Where the time went; the buckets sum to submit → end (or now). Lost work is taken out of running."""
+def _ledger(row: JobRow, now_us: int) -> dict[str, int]:
+    """Where the time went, by bucket; the buckets sum to submit → end (or now)."""
+    us: dict[str, int] = dict.fromkeys(goodput.BUCKETS, 0)
+    of_states = any(name not in us for name in row.spent_us)
+    us |= goodput.Books.of_states(row.spent_us).us if of_states else row.spent_us
     end_us = row.ended_us if row.ended_us is not None else now_us
-    total_us = max(0, end_us - row.submitted_us)
-    spent = {state.value: row.spent_us.get(state.value, 0) for state in State if state not in ENDED}
-    # What has passed since the last event was spent in the present state.
-    since_us = total_us - sum(spent.values())
-    if row.state in spent:
-        spent[row.state] = max(0, spent[row.state] + since_us)
-    lost_us = lost.lost_us
-    if lost.steps_without_time and progress is not None and progress.steps_per_s:
-        rate = progress.steps_per_s
-        if math.isfinite(rate) and rate > 0:
-            lost_us += round(lost.steps_without_time / rate * 1e6)
-    lost_us = min(lost_us, spent[State.RUNNING.value])
-    spent[State.RUNNING.value] -= lost_us
-    ledger = {f"{state.lower()}_s": _seconds(spent_us) for state, spent_us in spent.items()}
-    return ledger | {"lost_s": _seconds(lost_us)}
+    # What has passed since the last event was spent in the present state; what came after the end is no part of it.
+    bucket = goodput.bucket_of(State(row.state))
+    us[bucket] = max(0, us[bucket] + max(0, end_us - row.submitted_us) - sum(us.values()))
+    return us
 
 
-def _goodput(ledger: Mapping[str, float]) -> float | None:
-    """Productive time over submit → end minus time queued; None before anything has run."""
-    placed_s = sum(ledger.values()) - ledger["queued_s"]
-    if placed_s <= 0 or ledger["running_s"] + ledger["lost_s"] <= 0:
-        return None
-    return round(ledger["running_s"] / placed_s, 4)
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 def _attempts(attempts: Sequence[AttemptRow], restarts: Sequence[RestartRow]) -> list[Document]:
     by_attempt: dict[int, list[Document]] = {row.attempt: [] for row in attempts}
-    for restart in restarts:
-        by_attempt.setdefault(restart.attempt, []).append(_restart(restart))
+    for before, restart in zip((None, *restarts), restarts, strict=False):
+        by_attempt.setdefault(restart.attempt, []).append(_restart(restart, before))
     rows = {row.attempt: row for row in attempts}
     documents = []
     for number, inside in sorted(by_attempt.items()):
@@ -223,18 +209,22 @@ def _attempts(attempts: Sequence[AttemptRow], restarts: Sequence[RestartRow]) ->
     return documents
 
 
-def _restart(row: RestartRow) -> Document:
+def _restart(row: RestartRow, before: RestartRow | None) -> Document:
+    """`seen`: how the end of the start before was seen, which made this one necessary."""
+    seen = before.evidence if before is not None else None
     return {
         "restart": row.restart,
         "started": format_time(row.started_us),
         "ended": format_time(row.ended_us),
         "cause": row.cause,
+        "seen": seen or (row.evidence if row.ended_us is None else None),
         "evidence": row.evidence,
         "decision": row.decision,
         "charged_to": row.charged_to,
         "restored_step": row.restored_step,
         "restored_from": row.restored_from,
         "lost_steps": row.lost_steps,
+        "lost_s": _seconds(row.lost_us),
         "recovery_s": _seconds(row.recovery_us),
         "exit_code": row.exit_code,
         "signal": row.signal,

@@ -94,6 +94,14 @@ class AgentLost:
     node_lost: bool = False
     step: int | None = None
     """Highest step that the worker is known to have reached, where one is known."""
+    preempted: bool = False
+    """Ray says that its death was announced."""
+    node_state: str = ""
+    """Of its machine: alive, draining, dead; empty where it is not known."""
+    drain_deadline_us: int | None = None
+    """Until when the machine was to be left, where that was announced."""
+    silent_s: float | None = None
+    """For how long nothing had been heard of it when its loss was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +150,8 @@ class Recovered:
     step: int
     recovery_s: float | None = None
     lost_steps: int = 0
+    lost_s: float | None = None
+    """How long the lost steps had taken, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +173,15 @@ class ProcessExited:
     signal: int | None = None
     step: int | None = None
     evidence: str = ""
+    """How that was seen."""
+    cause: str = ""
+    """A name of `orch_policies.classification.CAUSES`."""
+    what: str = ""
+    """What happened, as a sentence."""
+    advice: str = ""
+    """What a person can do about it."""
+    detect_s: float | None = None
+    """From the end (of a hang: from the last step) until it was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +206,8 @@ class CheckpointCommitted:
     step: int
     size_bytes: int | None = None
     seconds_s: float | None = None
+    blocked_s: float | None = None
+    """How long training waited for its snapshot."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ __all__ = [
     "Every",
     "JobSpec",
     "Keep",
+    "OnExitCodes",
     "PythonSpec",
     "Resources",
     "RestartSpec",
@@ -40,6 +41,8 @@ STEPS_MAX = 10**12
 KEEP_MAX = 100_000
 PRIORITY_MAX = 1_000_000
 OPTIONS_MAX = 100
+EXIT_CODE_MAX = 255
+ROLLBACKS_MAX = 1000
 VARIABLES_MAX = 1000
 
 
@@ -178,6 +181,28 @@ class Backoff(_Model):
         initial_s = info.data.get("initial_s", 0)
         if value < initial_s:
             fields.refuse(f"{value} seconds is less than `initial`", allowed=f"{initial_s} seconds or more")
+        return value
+
+
+ExitCodes = Annotated[
+    tuple[Annotated[int, fields.whole(1, EXIT_CODE_MAX)], ...], Field(strict=False, max_length=EXIT_CODE_MAX)
+]
+
+
+class OnExitCodes(_Model):
+    """What exit codes of the command mean that it chose for itself."""
+
+    stop: ExitCodes = ()
+    """The job has failed for good, whatever is left of the budgets."""
+    restart: ExitCodes = ()
+    """The command asks to be started again: charged to nothing, if it has made a new step since the last time."""
+
+    @field_validator("restart")
+    @classmethod
+    def _one_meaning(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        both = sorted(set(value) & set(info.data.get("stop", ())))
+        if both:
+            fields.refuse(f"{both[0]} stands under `stop` too", allowed="each code in one of the two")
         return value
 
 

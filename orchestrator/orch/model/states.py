@@ -128,6 +128,10 @@ class JobState:
     ended_us: int | None = None
     spent_us: Mapping[str, int] = field(default_factory=dict)
     """State → time in it, the present one's up to the last event; sums to seen_us - submitted_us."""
+    books: Mapping[str, Any] = field(default_factory=dict)
+    """Where that time went, `orch_policies.goodput`'s books; the same sum."""
+    inexact: str = ""
+    """Why the run is no longer the one it would have been undisturbed; empty while it is."""
     exit_code: int | None = None
     traceback: str | None = None
     story: tuple[StoryEntry, ...] = ()

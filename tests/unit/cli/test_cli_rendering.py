@@ -29,7 +29,7 @@ SUMMARY = {
     "goodput": 0.9512,
 }
 DETAIL = SUMMARY | {
-    "ledger": {"running_s": 180.0, "queued_s": 0.0, "recovering_s": 4.5},
+    "ledger": {"productive_s": 180.0, "queued_s": 0.0, "restarting_s": 4.5},
     "attempts": [
         {
             "attempt": 1,
@@ -160,7 +160,7 @@ def test_one_job_tells_its_story():
     text = shown(tables.job_view(DETAIL))
     for part in (
         "step 900, epoch 3, 12.35 steps/s",
-        "95.1%  (running 3m, recovering 4.5s)",
+        "95.1%  (productive 3m, restarting 4.5s)",
         "failures 1 of 3, preemptions 0 of unlimited",
         "rss 1.0 GiB, cpus 1.98",
         "abababababab, git cdcdcdcdcdcd with changes",

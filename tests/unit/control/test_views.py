@@ -14,6 +14,7 @@ from orch.control.store import Store
 from orch.control.views import format_time, job_detail, job_events, job_list, json_safe, parse_time_us
 from orch.model.errors import NoSuchJob
 from orch.model.states import JobState, State
+from orch_policies.goodput import BUCKETS, Books
 
 SECOND = 1_000_000
 T0 = 1_700_000_000 * SECOND
@@ -116,38 +117,43 @@ def test_a_job_that_recovered_twice(store: Store) -> None:
 
 
 def test_the_ledger_sums_to_the_time_from_submit_to_end(store: Store) -> None:
-    spent = {
-        State.QUEUED: 2 * SECOND,
-        State.STARTING: SECOND,
-        State.RUNNING: 10 * SECOND,
-        State.RECOVERING: SECOND,
+    us = {
+        "queued": 2 * SECOND,
+        "starting": SECOND,
+        "productive": 7 * SECOND,
+        "lost": 3 * SECOND,
+        "saving": SECOND,
     }
-    save(store, state=State.RUNNING, spent_us=spent)
-    with store.transaction() as transaction:
-        transaction.put_restart("a-1", 1, 1)
-        transaction.put_restart("a-1", 1, 2, lost_steps=3, lost_us=SECOND)
-        transaction.put_restart("a-1", 1, 3, lost_steps=8)
-        transaction.put_progress(progress(step=50, steps_per_s=4.0))
+    save(store, state=State.RUNNING, books=Books(us=us).to_dict())
     # 14 s are accounted for; 6 more have passed in RUNNING since the last event.
     detail = job_detail(store, "a-1", now_us=T0 + 20 * SECOND)
     ledger = detail["ledger"]
-    assert ledger == {
-        "queued_s": 2.0,
-        "starting_s": 1.0,
-        "running_s": 13.0,
-        "recovering_s": 1.0,
-        "stopping_s": 0.0,
-        "blocked_s": 0.0,
-        "lost_s": 3.0,
-    }
+    spent = {"queued_s": 2.0, "starting_s": 1.0, "productive_s": 13.0, "lost_s": 3.0, "saving_s": 1.0}
+    assert ledger == dict.fromkeys((f"{name}_s" for name in BUCKETS), 0.0) | spent
     assert sum(ledger.values()) == 20.0
     assert detail["goodput"] == round(13 / 18, 4)
 
-    save(store, state=State.SUCCEEDED, spent_us=spent, ended_us=T0 + 14 * SECOND)
+    save(store, state=State.SUCCEEDED, books=Books(us=us).to_dict(), ended_us=T0 + 14 * SECOND)
     ended = job_detail(store, "a-1", now_us=T0 + 1000 * SECOND)
     assert sum(ended["ledger"].values()) == 14.0
     assert ended["steps_per_s"] is None
-    assert ended["step"] == 50
+
+
+def test_a_job_of_a_version_without_books_has_a_ledger_by_its_states(store: Store) -> None:
+    spent = {State.QUEUED: 2 * SECOND, State.RUNNING: 10 * SECOND, State.RECOVERING: SECOND}
+    save(store, state=State.RUNNING, spent_us=spent)
+    ledger = job_detail(store, "a-1", now_us=T0 + 20 * SECOND)["ledger"]
+    assert {name: value for name, value in ledger.items() if value} == {
+        "queued_s": 2.0,
+        "productive_s": 17.0,
+        "restarting_s": 1.0,
+    }
+
+
+def test_time_after_the_end_is_no_part_of_the_ledger(store: Store) -> None:
+    books = Books(us={"productive": 5 * SECOND, "blocked": 100 * SECOND})
+    save(store, state=State.SUCCEEDED, books=books.to_dict(), ended_us=T0 + 5 * SECOND)
+    assert sum(job_detail(store, "a-1", now_us=T0 + 500 * SECOND)["ledger"].values()) == 5.0
 
 
 def test_goodput_survives_a_clock_that_went_back(store: Store) -> None:
@@ -173,7 +179,7 @@ def test_a_long_list_takes_few_queries(store: Store) -> None:
 
     event.listen(store._engine, "before_cursor_execute", lambda *args: queries.append(args[2]))
     assert len(job_list(store, now_us=T0)) == 30
-    assert len([query for query in queries if query.startswith("SELECT")]) == 5
+    assert len([query for query in queries if query.startswith("SELECT")]) == 4
 
 
 def test_events(store: Store) -> None:

@@ -1,0 +1,82 @@
+"""A training process has ended: gathers what shows why, and asks the restart policy what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from orch_policies.classification import Failure, advice, classified, describe
+from orch_policies.restart import Decision
+from orch_workers.evidence import OomWatch
+from orch_workers.ledger import Ledger
+from orch_workers.logs import last_lines, last_traceback, tail
+from orch_workers.redaction import Redactor
+
+OUTPUT_TAIL_BYTES = 64 << 10
+
+
+class Judgement(NamedTuple):
+    failure: Failure
+    """Classified, and without the output."""
+    decision: Decision
+    what: str
+    """What happened, as a sentence without its full stop."""
+    advice: str
+    evidence: str
+    """How it was seen."""
+    traceback: str | None
+    error: str | None
+    """The traceback, else the end of the output."""
+
+
+class Judge:
+    """Used by the worker's loop alone. One process after the other: `began`, `look`, `judge`."""
+
+    def __init__(self, ledger: Ledger, log_path: Path) -> None:
+        self._ledger, self._log_path = ledger, log_path
+        self._oom = OomWatch()
+        self._condemned: Failure | None = None
+
+    def began(self, pid: int) -> None:
+        self._condemned = None
+        self._oom.begin(pid)
+
+    def look(self, pids: Collection[int]) -> None:
+        """Who belongs to its tree now."""
+        self._oom.look(pids)
+
+    def condemn(self, failure: Failure) -> None:
+        """The agent itself ends the process, for this reason: its exit status says nothing then. The first stays."""
+        self._condemned = self._condemned or failure
+
+    @property
+    def condemned(self) -> bool:
+        return self._condemned is not None
+
+    def judge(self, seen: Failure, redactor: Redactor, mark: str) -> Judgement:
+        """`seen`: kind, exit status, step and message; `mark` tells this end from others."""
+        log_tail = tail(self._log_path, OUTPUT_TAIL_BYTES, redactor)
+        evidence = f"exit code {seen.exit_code}" if seen.signal is None else f"signal {seen.signal}"
+        evidence += ", reported by wait"
+        failure = replace(seen, output_tail=log_tail, oom=self._oom.found())
+        self._oom.close()
+        if self._condemned is not None:
+            failure, evidence = (
+                replace(self._condemned, step=self._condemned.step or seen.step),
+                "its agent ended it",
+            )
+        elif failure.oom:
+            evidence += f"; {failure.oom}"
+        found = last_traceback(log_tail)
+        decision = self._ledger.decide(failure, mark)
+        return Judgement(
+            classified(failure),
+            decision,
+            describe(failure),
+            advice(failure),
+            evidence,
+            found,
+            found or last_lines(log_tail),
+        )
