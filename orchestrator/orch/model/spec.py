@@ -219,6 +219,12 @@ class RestartSpec(_Model):
     """The pause before a restart."""
     hang: fields.HangRule = "auto"
     """When a job counts as hung: learned from its steps (`auto`), never (`off`), or after a duration."""
+    on_exit_codes: OnExitCodes = OnExitCodes()
+    """Exit codes of the command with a meaning of their own."""
+    on_nan: Annotated[Literal["stop", "rollback"], fields.choice("stop", "rollback")] = "stop"
+    """When the loss is NaN or infinite: stop, or go back to the newest checkpoint before that and skip its data."""
+    max_rollbacks: Annotated[int, fields.whole(1, ROLLBACKS_MAX)] = 3
+    """How often a job may be rolled back."""
 
 
 class JobSpec(_Model):
