@@ -370,6 +370,8 @@ class Catalog:
         self.storage.delete(self.manifest_path(point.generation, point.step))
         for folder in _PARTS:
             self._delete_below(self.path(folder, *_place(point.generation, point.step)))
+        # Once more, against a writer that was asleep and has committed it again meanwhile (see fencing.py).
+        self.storage.delete(self.manifest_path(point.generation, point.step))
         self.storage.delete(self.quarantine_path(point.generation, point.step))
 
     def sweep(self, protect: Collection[tuple[Generation, int]] = (), *, by: Generation | None = None) -> int:

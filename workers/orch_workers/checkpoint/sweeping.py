@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orch_workers.checkpoint.chain import tuple_of
+from orch_workers.checkpoint.errors import Damaged, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,6 +17,34 @@ QUARANTINED_KEPT_MAX = 8
 """So many checkpoints in quarantine stay for a person to look at, the newest; older ones go once they lie off the
 chain.
 """
+
+SWEEP_COMMITS = 50
+"""A generation sweeps after its first commit, and again after so many: what an older one left by then, too."""
+
+
+class Sweeper:
+    """Sweeps from time to time, for a writer that commits. Not for several threads."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._swept_for: Generation | None = None
+        self._commits = 0
+
+    def after(
+        self, generation: Generation, protect: Collection[tuple[Generation, int]], by: Generation
+    ) -> str:
+        """After a commit of `generation` by the writer of `by`. What a person should know, or ""; a storage that
+        fails here has the checkpoint all the same, and is swept after the next.
+        """
+        self._commits += 1
+        if self._swept_for == generation and self._commits < SWEEP_COMMITS:
+            return ""
+        try:
+            self._catalog.sweep(protect, by=by)
+        except (StorageError, Damaged) as error:
+            return f"leftovers are not removed for now: {error}"
+        self._swept_for, self._commits = generation, 0
+        return ""
 
 
 def sweep(
@@ -56,6 +85,9 @@ def sweep(
             if vacant[place]:
                 catalog.storage.delete(path)
                 removed += 1
+    for place in (place for place, is_vacant in vacant.items() if is_vacant):
+        # Against a writer that was asleep: it may have committed between the look and the removal of its parts.
+        catalog.storage.delete(catalog.manifest_path(*place))
     return removed + catalog.storage.sweep_temporaries(temporary_age_s)
 
 

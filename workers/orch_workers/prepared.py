@@ -1,0 +1,33 @@
+"""What the keeper hands to a training process, and what it takes to storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orch_workers.checkpoint.staging import Snapshot
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the next training process will restore: a READY slot file."""
+
+    path: str
+    source: str
+    generation: tuple[int, int]
+    step: int
+    index: int
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, source: str) -> Prepared:
+        """`source`: "memory" or "storage"."""
+        return cls(snapshot.path, source, snapshot.generation, snapshot.step, snapshot.index)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A slot that waits to be written to storage; held until it is."""
+
+    snapshot: Snapshot
+    info: Mapping[str, Any]
