@@ -12,6 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+HOOK_FOLDER = "~start"
+"""Goes first on PYTHONPATH where an interpreter shall be recorded or made to wait (standby.py). No name that anybody
+can import.
+"""
+HOOK_PACKAGE = "orch_standby"
 FILES_MAX = 1_000
 """More would mean that a wrong folder was taken for our package."""
 
@@ -58,7 +63,13 @@ def _contents() -> dict[str, bytes]:
         "orch_workers/__init__.py": (ours / "__init__.py").read_bytes(),
     }
     for name, content in _read(ours / "training").items():
-        contents[f"orch_workers/training/{name}"] = content
+        folder, _, file = name.rpartition("/")
+        if folder != "standby":
+            contents[f"orch_workers/training/{name}"] = content
+        elif file == "sitecustomize.py":
+            contents[f"{HOOK_FOLDER}/{file}"] = content
+        else:
+            contents[f"{HOOK_FOLDER}/{HOOK_PACKAGE}/{file}"] = content
     return contents
 
 

@@ -39,6 +39,10 @@ class WorkerConfig:
     every_epochs: int | None = None
     keep_last: int = 5
     grace_s: float = 30.0
+    standby: bool = True
+    snapshot_every_steps: int | None = None
+    memory_bytes: int | None = None
+    """The job's limit for this worker; None: none."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
 
@@ -73,6 +77,11 @@ class WorkerPaths:
     def state(self) -> Path:
         """Journal, guard's lock, record of the process tree."""
         return self.job / f"rank-{self.rank}"
+
+    @property
+    def guards(self) -> tuple[Path, Path]:
+        """Where the guards of training process and standby keep their locks; the two take turns."""
+        return self.state, self.state / "standby"
 
     @property
     def workdir(self) -> Path:

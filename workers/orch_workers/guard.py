@@ -5,10 +5,11 @@ thread, forked away from the agent (``ray.kill`` kills an actor's direct childre
 subreaper (prctl(2), PR_SET_CHILD_SUBREAPER), so that whatever the command starts stays below it: a second
 fork and setsid included. One guard runs one command and ends when nothing of it is left.
 
-Control pipe in, JSON lines: ``{"do": "start", "argv", "env", "cwd", "log_path"}``,
-``{"do": "signal", "signal"}``, ``{"do": "stop", "grace_s"}``, ``{"do": "kill"}``. Its end, or the agent's, is
-a kill. Event pipe out: ``ready {pid, start_ticks}`` or ``refused {message}``; ``started {pid, start_ticks}``;
-``exited {code, signal, t_monotonic_ns, message}``; ``gone {t_monotonic_ns}``: nothing of the command exists.
+Control pipe in, JSON lines: ``{"do": "start", "argv", "env", "cwd", "log_path", "idle"}`` (idle: at the lowest
+priority), ``{"do": "signal", "signal"}``, ``{"do": "stop", "grace_s"}``, ``{"do": "kill"}``. Its end, or the
+agent's, is a kill. Event pipe out: ``ready {pid, start_ticks}`` or ``refused {message}``; ``started {pid,
+start_ticks}``; ``exited {code, signal, t_monotonic_ns, message}``; ``gone {t_monotonic_ns}``: nothing of the
+command exists.
 
 ``STATE_DIR/guard.lock`` is locked (flock) for as long as anything lives: whoever gets that lock is alone.
 """
@@ -35,6 +36,7 @@ KILL_AGAIN_MIN_S, KILL_AGAIN_MAX_S = 0.02, 0.5
 """Pause between two rounds of SIGKILL, doubled from the one to the other."""
 SHELLS = frozenset({"sh", "dash", "bash", "zsh", "ksh", "ksh93", "mksh", "ash", "busybox", "fish"})
 
+IDLE_NICE = 19
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 
 
@@ -309,6 +311,11 @@ def _become(message: dict[str, Any], error: int) -> NoReturn:
         null = os.open("/dev/null", os.O_RDONLY)
         for target, source in enumerate((null, log, log)):
             os.dup2(source, target)
+        if message.get("idle"):
+            # Both: where sessions are weighed against each other, the nice value counts. The disk follows the
+            # scheduler (ioprio_set(2): idle for SCHED_IDLE).
+            os.setpriority(os.PRIO_PROCESS, 0, IDLE_NICE)
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         doing = f"enter {message['cwd']}"
         os.chdir(message["cwd"])
         doing = f"start {message['argv'][0]!r}"

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -17,7 +18,9 @@ from orch_workers.config import WorkerConfig
 from orch_workers.leftovers import wait_predecessor
 from orch_workers.process import Event as ProcessEvent
 from orch_workers.process import Exited, Gone, GuardedProcess, Stuck, split_command
+from orch_workers.sampling import Sampler
 from orch_workers.session import SessionRefusedError, SessionServer
+from orch_workers.standby import Standby
 from orch_workers.training.page import Page, Progress
 
 if TYPE_CHECKING:
@@ -46,6 +49,32 @@ class Listener(Protocol):
     def note(self, message: str) -> None: ...
 
 
+@dataclass
+class Phases:
+    """When the parts of one start were over (CLOCK_MONOTONIC); 0 for what has not come."""
+
+    since_ns: int = 0
+    started_ns: int = 0
+    hello_ns: int = 0
+    restored_ns: int = 0
+    standby: bool = False
+
+    def breakdown(self, exited_ns: int, stepped_ns: int) -> dict[str, float]:
+        """Seconds from the end of one process to the first new step of the next, in parts that add up to that."""
+        marks = {
+            "detected_s": self.since_ns,
+            "started_s": self.started_ns,
+            "set_up_s": self.hello_ns,
+            "restored_s": self.restored_ns,
+            "first_step_s": stepped_ns,
+        }
+        found, before = {}, exited_ns
+        for name, at_ns in marks.items():
+            found[name] = round(max(0, at_ns - before) / 1e9, 6)
+            before = max(before, at_ns)
+        return found
+
+
 class Launcher:
     """One process at a time: `start`, then the listener's `on_exit` when nothing of it is left.
 
@@ -69,6 +98,16 @@ class Launcher:
         self.said_hello = False
         self._page: Page | None = None
         self._page_path = self._paths.page
+        self._restored_step: int | None = None
+        self._over = threading.Event()
+        self.phases = Phases()
+        self._standby = Standby(
+            self._paths.guards,
+            enabled=config.standby,
+            on_event=self._on_process,
+            memory_bytes=config.memory_bytes,
+            used=lambda: int(Sampler("").sample(self.pids())["memory_bytes"]),
+        )
 
     # set-up
 
@@ -77,7 +116,8 @@ class Launcher:
 
         Returns the step at which a predecessor's process stood when it died (0: none).
         """
-        wait_predecessor(self._paths.state, PREDECESSOR_LIMIT_S)
+        for place in self._paths.guards:
+            wait_predecessor(place, PREDECESSOR_LIMIT_S)
         stood_at = _last_step(self._paths.page) or _last_step(self._paths.page_fallback)
         node_root = Path(self._config.node_root)
         self._bundle = bundle.ensure(node_root)
@@ -100,24 +140,43 @@ class Launcher:
 
     def start(self, generation: Generation) -> int:
         """Starts the command; returns its pid. OSError, GuardError, ValueError when it cannot even be tried."""
-        assert self._bundle is not None
-        self._generation, self.said_hello = generation, False
+        self._generation, self.said_hello, self._restored_step = generation, False, None
         self._asked = (0, None)
         self._gone.clear()
+        self.phases = Phases(since_ns=time.monotonic_ns())
         self._paths.make()
         self._make_page()
         if self._session is not None:
             self._session.close()
         self._session = SessionServer(self._paths.socket, str(self._page_path), self)
-        self._process = GuardedProcess.start(
-            split_command(self._config.run),
-            env=self._environment(self._bundle),
+        self._process = self._take_over_or_start()
+        self.phases.started_ns = time.monotonic_ns()
+        self._over = threading.Event()
+        self._standby.began(self._over, self._is_going)
+        return self._process.pid
+
+    def _take_over_or_start(self) -> GuardedProcess:
+        assert self._bundle is not None
+        argv, env = split_command(self._config.run), self._environment(self._bundle)
+        process = self._standby.take_over(argv, env, self._workdir, self._paths.log)
+        if process is not None:
+            self.phases.standby = True
+            return process
+        env, place = self._standby.start(argv, env, self._workdir, self._bundle)
+        return GuardedProcess.start(
+            argv,
+            env=env,
             cwd=self._workdir,
             log_path=self._paths.log,
-            state_dir=self._paths.state,
+            state_dir=place,
             on_event=self._on_process,
         )
-        return self._process.pid
+
+    def _is_going(self) -> bool | None:
+        """Whether the training process has made a step of its own; None while nobody can know."""
+        if not self.said_hello:
+            return None
+        return self._restored_step is not None and self.progress().step > self._restored_step
 
     def _make_page(self) -> None:
         """A fresh one for every start: nobody who is left over can write into it."""
@@ -152,6 +211,7 @@ class Launcher:
         match event:
             case Gone(exited=exited, t_monotonic_ns=at_ns):
                 self._gone.set()
+                self._over.set()
                 if exited is None:  # the guard was killed, and nobody saw the exit status
                     self._listener.on_exit(None, SIGKILL, at_ns)
                 else:
@@ -190,11 +250,13 @@ class Launcher:
     def kill(self) -> None:
         """Ends what still runs; returns when nothing does."""
         self._leaving.set()
+        self._standby.end()
         if self._process is not None and self.running:
             self._process.kill()
             self._process.wait_gone(KILL_LIMIT_S)
 
     def close(self) -> None:
+        self._standby.end()
         if self._session is not None:
             self._session.close()
 
@@ -205,6 +267,9 @@ class Launcher:
 
     def pids(self) -> list[int]:
         return self._process.tree() if self._process is not None and self.running else []
+
+    def standby_status(self) -> dict[str, Any]:
+        return self._standby.status()
 
     def save_when_due(self, step: int) -> None:
         """By the clock; steps and epochs are counted by the training process itself."""
@@ -234,6 +299,7 @@ class Launcher:
             self._listener.on_unrestorable(str(error))
             raise SessionRefusedError(str(error)) from error
         self.said_hello = True
+        self.phases.hello_ns = time.monotonic_ns()
         restore = None
         if found is not None:
             generation = str(Generation(*found.generation))
@@ -278,6 +344,8 @@ class Launcher:
         self._listener.on_mismatch(message)
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
+        self.phases.restored_ns = time.monotonic_ns()
+        self._restored_step = step
         self._keeper.restored(loaded=source in SOURCES)
         self._listener.on_restored(step, source, seconds_s)
 

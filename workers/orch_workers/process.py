@@ -151,8 +151,10 @@ class GuardedProcess:
         log_path: Path,
         state_dir: Path,
         on_event: Callable[[Event], None],
+        idle: bool = False,
     ) -> GuardedProcess:
-        """Starts a guard, and the command below it; returns when the command has its pid.
+        """Starts a guard, and the command below it (`idle`: at the lowest priority); returns when the command has
+        its pid.
 
         Standard output and error are appended to `log_path`. A command that cannot be started is an `Exited`
         with code 126 or 127, like a shell's. Raises GuardError when there is no guard; then nothing runs.
@@ -177,6 +179,7 @@ class GuardedProcess:
                 "env": {**env, MARK_ENV: mark_of(state_dir)},
                 "cwd": str(cwd),
                 "log_path": str(log_path),
+                "idle": idle,
             }
         )
         threading.Thread(target=self._follow, name=f"guard of {self.pid}", daemon=True).start()

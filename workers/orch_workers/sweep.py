@@ -17,8 +17,9 @@ def sweep_job(paths: WorkerPaths) -> None:
 
     Logs stay: they are what a person reads afterwards.
     """
-    if paths.state.exists():
-        wait_predecessor(paths.state, PROCESSES_LIMIT_S)
+    for place in paths.guards:
+        if place.exists():
+            wait_predecessor(place, PROCESSES_LIMIT_S)
     for folder in _places(paths):
         shutil.rmtree(folder, ignore_errors=True)
     for shared in (paths.snapshots_job, paths.snapshots_job.parent, paths.socket.parent.parent):

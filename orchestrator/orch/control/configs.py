@@ -79,5 +79,8 @@ def agent_config(detail: JobDetailRow, command: StartAgents, rank: int, root: Pa
         every_seconds=every.seconds,
         every_epochs=every.epochs,
         keep_last=spec.checkpoint.keep.last,
+        standby=spec.restart.standby,
+        snapshot_every_steps=spec.restart.snapshot_every_steps,
+        memory_bytes=spec.resources.memory_bytes,
         policy=dict(command.policy),
     )

@@ -225,6 +225,10 @@ class RestartSpec(_Model):
     """When the loss is NaN or infinite: stop, or go back to the newest checkpoint before that and skip its data."""
     max_rollbacks: Annotated[int, fields.whole(1, ROLLBACKS_MAX)] = 3
     """How often a job may be rolled back."""
+    standby: bool = True
+    """Keep a second, warmed process ready that takes over when the training process dies."""
+    snapshot_every_steps: Annotated[int, fields.whole(1, STEPS_MAX)] | None = None
+    """A snapshot in memory after so many steps, between the checkpoints: less is lost when the process dies."""
 
 
 class JobSpec(_Model):

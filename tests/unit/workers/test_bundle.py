@@ -15,7 +15,9 @@ def test_it_holds_the_training_side_and_nothing_else(tmp_path):
     assert "orch_workers/__init__.py" in names
     assert "orch_workers/training/slots.py" in names
     rest = {"orch/__init__.py", "orch_workers/__init__.py"}
-    assert all(name in rest or name.startswith("orch_workers/training/") for name in names)
+    hook = {name for name in names if name.startswith(f"{bundle.HOOK_FOLDER}/")}
+    assert f"{bundle.HOOK_FOLDER}/sitecustomize.py" in hook
+    assert all(name in rest | hook or name.startswith("orch_workers/training/") for name in names)
     assert all(name.endswith(".py") for name in names)
 
 
