@@ -37,7 +37,14 @@ class WorkerConfig:
     every_steps: int | None = None
     every_seconds: float | None = None
     every_epochs: int | None = None
-    keep_last: int = 5
+    every_auto: bool = False
+    """The seconds are chosen from what saves cost and how often jobs fail; the three above do not count."""
+    max_overhead: float | None = None
+    """Share of the run time that saves may block, 0.01 for one percent."""
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    """What the controller has seen of failures and of this job's saves (`orch.control.failures.observed`)."""
+    keep: Mapping[str, Any] = field(default_factory=dict)
+    """`orch_policies.retention.Rules` in JSON form; what is left out has its default."""
     grace_s: float = 30.0
     standby: bool = True
     snapshot_every_steps: int | None = None

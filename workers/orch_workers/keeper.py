@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 from orch.model.generation import Generation
 from orch_policies.retention import Rules
 from orch_workers.checkpoint import reader, writer
-from orch_workers.checkpoint.catalog import Catalog
+from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import (
+    Damaged,
     NotFound,
     NothingRestorable,
     SnapshotChanged,
@@ -30,9 +31,11 @@ from orch_workers.checkpoint.errors import (
     StorageRefused,
     Superseded,
 )
+from orch_workers.checkpoint.retaining import Retainer
 from orch_workers.checkpoint.staging import RESTORE_INDEX, Given, Snapshot, Staging
 from orch_workers.checkpoint.storage import open_storage
 from orch_workers.config import WorkerConfig
+from orch_workers.pacing import Pacing
 from orch_workers.training.slots import Slot
 
 __all__ = ["Keeper", "NothingRestorable", "Prepared"]
@@ -83,6 +86,8 @@ class Keeper:
         env = {**config.env, **secrets}
         self.storage = open_storage(config.storage_url, config.storage_options, env, unfenced=config.unfenced)
         self.catalog = Catalog(self.storage, config.job_id)
+        self._retainer = Retainer(self.catalog, Rules.from_dict(config.keep))
+        self.pacing = Pacing.of(config)
         self._lock = threading.Condition()
         fallback = config.paths.job / f"snapshots-{config.rank}"
         self._staging = Staging(config.paths.snapshots, config.rank, fallback=fallback, warn=note)
@@ -149,6 +154,7 @@ class Keeper:
 
     def start_generation(self, generation: Generation) -> None:
         """Looks for what the process of `generation` will restore while that process starts (`prepared`)."""
+        self.pacing.started()
         self._preparing = self._preparer.submit(self._prepare, generation)
 
     def prepared(self) -> Prepared | None:
@@ -287,6 +293,7 @@ class Keeper:
                 return  # its process is gone, and what it had filled was taken care of then
             snapshot = self._staging.ready(index)
             self.saved_s, self.saved_step = time.monotonic(), snapshot.step
+            self.pacing.saved(info.get("blocked_s"))
             self._queue(snapshot, dict(info))
 
     def save_failed(self) -> None:
@@ -321,11 +328,12 @@ class Keeper:
 
     def _write(self, filled: Filled) -> None:
         """Tries until it is committed, a newer snapshot waits, or nobody wants it any more."""
-        tries = 0
+        tries, began_s = 0, time.monotonic()
         while True:
             try:
                 self._write_once(filled)
                 self._set_trouble("")
+                self.pacing.drained(time.monotonic() - began_s)
                 return
             except Superseded as error:
                 self._superseded(str(error))
@@ -376,7 +384,7 @@ class Keeper:
             if len(self._committed) >= COMMITTED_REMEMBERED:
                 self._committed.clear()
             self._committed.add((done.generation, done.step))
-        removed = self.catalog.retain(Rules(last=self._config.keep_last)).removed
+        removed = self._retain(RestorePoint(done.generation, done.step))
         if self._swept_for != done.generation:
             self.catalog.sweep(protect=self._on_their_way())
             self._swept_for = done.generation
@@ -385,6 +393,17 @@ class Keeper:
             "deleted": [[str(Generation(*point.generation)), point.step] for point in removed],
         }
         self._tell(done.step, Generation(*done.generation), done.size_bytes, done.seconds_s, extra)
+
+    def _retain(self, committed: RestorePoint) -> list[RestorePoint]:
+        """What went, newest first. A storage that fails here has the checkpoint all the same: next time, then."""
+        try:
+            removed = self._retainer.after(committed).removed
+        except (StorageError, Damaged) as error:
+            self._note(f"older checkpoints are not deleted for now: {error}")
+            return []
+        if self._retainer.hint:
+            self._note(self._retainer.hint)
+        return removed
 
     def _on_their_way(self) -> list[tuple[tuple[int, int], int]]:
         with self._lock:
@@ -417,6 +436,7 @@ class Keeper:
         return {
             "storage_trouble": self._trouble,
             "snapshot_step": self.saved_step or None,
+            "checkpointing": self.pacing.status(),
         }
 
 

@@ -88,7 +88,6 @@ class Launcher:
         self._secrets, self._listener, self._keeper = secrets, listener, keeper
         self._process: GuardedProcess | None = None
         self._session: SessionServer | None = None
-        self._every = interval.Every(config.every_steps, config.every_seconds, config.every_epochs)
         self._asked: tuple[int, float | None] = (0, None)
         self._generation = Generation(config.attempt, 0)
         self._leaving = threading.Event()
@@ -283,7 +282,7 @@ class Launcher:
             asked_step=asked_step,
             asked_s=asked_s,
         )
-        due = interval.next_save(self._every, progress, now_s)
+        due = interval.next_save(self._keeper.pacing.every, progress, now_s)
         if due.save_at is not None:
             self._asked = (due.save_at, now_s)
             self._page.put_word(save_at=due.save_at, stop=self._leaving.is_set())
@@ -309,12 +308,14 @@ class Launcher:
                 "generation": generation,
                 "step": found.step,
             }
-        return {"generation": str(self._generation), "rules": self._every.rules(), "restore": restore}
+        return {"generation": str(self._generation), "rules": self._keeper.pacing.every.rules(), "restore": restore}
 
     def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
         # What the clock asked for is skipped while both slots are busy, and asked for again: training does not wait
         # for storage. The last one, one before leaving and one on demand must not be skipped.
         must = wait and reason != "asked"
+        if not self._keeper.pacing.admits(reason, time.monotonic() - self._keeper.saved_s):
+            return None  # `max_overhead`: saves by steps and epochs come too close
         while True:
             try:
                 given = self._keeper.acquire(size_bytes)

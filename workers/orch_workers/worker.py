@@ -30,6 +30,7 @@ from orch_policies.classification import Failure, Kind
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.code import CodeError
 from orch_workers.config import WorkerConfig
+from orch_workers.drill import Drill
 from orch_workers.ending import Homecoming
 from orch_workers.judging import Judge
 from orch_workers.keeper import Keeper
@@ -80,6 +81,7 @@ class Worker:
         self._awaiting_exit = False
         self._fatal: str | None = None
         self._finished = False
+        self._drill = Drill(config.drill)
         self._ended = False
         self._halted = False
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
@@ -124,9 +126,7 @@ class Worker:
         self._guarded(self._set_up)
         while True:
             try:
-                call = self._inbox.get(
-                    timeout=TICK_RECOVERING_S if self._recovery.awaiting_first_step else TICK_S
-                )
+                call = self._inbox.get(timeout=TICK_RECOVERING_S if self._is_watching else TICK_S)
             except queue.Empty:
                 call = self._tick
             if not self._ended and not self._halted:
@@ -134,6 +134,11 @@ class Worker:
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """What a person must mend blocks the job; a fault of ours costs this agent, never the job its state."""
+    @property
+    def _is_watching(self) -> bool:
+        launcher = self._launcher
+        return self._recovery.awaiting_first_step or (launcher is not None and launcher.drill_pending)
+
         try:
             call()
         except InterruptedError as error:
@@ -277,13 +282,14 @@ class Worker:
         self._recovery.exited(at_ns)
         self._awaiting_exit = False
         in_time = self._stop_at_ns is None or at_ns < self._stop_at_ns
-        succeeded = code == 0 and (self._finished or in_time)
+        succeeded = (code == 0 and (self._finished or in_time)) or self._drill.is_over(code, step)
         if succeeded:
             # Before anything that takes time: whoever comes after this agent must not run the command again.
             self._note_success(step)
         self._keeper.process_gone()
         if succeeded:
-            self._end("succeeded", "the command exited with code 0", exit_code=0, step=step)
+            reason = "the command exited with code 0" if code == 0 else "the drill's last step is reached"
+            self._end("succeeded", reason, exit_code=code, step=step)
         elif self.stopping.is_set():
             self._end(self._stop_outcome or "stopped", "left when told to", exit_code=code, step=step)
         else:
@@ -419,3 +425,4 @@ class Worker:
             "page": launcher.progress() if launcher is not None and listening else None,
             **(keeper.status() if keeper is not None else {}),
         }
+        launcher.kill_for_drill(progress.step)

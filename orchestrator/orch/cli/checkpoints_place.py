@@ -97,11 +97,9 @@ class Place:
 
 
 def rules_of(spec: JobSpec) -> Rules:
-    from orch_policies.retention import Best, Rules
+    from orch.control import configs
 
-    keep = spec.checkpoint.keep
-    best = None if keep.best is None else Best(keep.best.metric, keep.best.mode, keep.best.count)
-    return Rules(last=keep.last, every_hours=keep.every_hours, best=best)
+    return configs.rules_of(spec.checkpoint.keep)
 
 
 @contextlib.contextmanager

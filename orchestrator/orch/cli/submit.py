@@ -72,17 +72,17 @@ def submit(
     from orch.model.jobfile import env_options, load_job
 
     loaded = load_job(file, set_values or (), env=env_options(env or (), os.environ), name=name)
-    plan = _plan(loaded)
+    plan = plan_shipping(loaded)
     if dry_run:
         from orch.cli.dryrun import dry_run as show
 
         show(loaded, plan, output_format, cluster)
         return
-    secrets = _checked(loaded, plan, cluster)
+    secrets = checked(loaded, plan, cluster)
     from orch.cli.connect import connected_or_started
 
     with output.progress(quiet=quiet) as shown, connected_or_started(cluster, shown) as client:
-        code = _ship(client, plan, shown)
+        code = ship(client, plan, shown)
         shown.show("submitting")
         found = client.submit(
             loaded.spec.model_dump(mode="json"),
@@ -96,7 +96,7 @@ def submit(
             _follow(client, found["id"], quiet=quiet)
 
 
-def _plan(loaded: "LoadedJob") -> "PackPlan | None":
+def plan_shipping(loaded: "LoadedJob") -> "PackPlan | None":
     """None: nothing is shipped."""
     if loaded.spec.ship == "never":
         return None
@@ -105,7 +105,7 @@ def _plan(loaded: "LoadedJob") -> "PackPlan | None":
     return plan(Path(loaded.spec.workdir))
 
 
-def _checked(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | None) -> dict[str, str]:
+def checked(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | None) -> dict[str, str]:
     """The secrets' values. What only this machine can refuse is refused here, all of it at once."""
     from orch.model.jobfile import secret_values
     from orch.model.problems import JobFileError, Problem
@@ -134,7 +134,7 @@ def local_problems(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | 
     return problems
 
 
-def _ship(client: "Client", plan: "PackPlan | None", shown: "Progress") -> Document | None:
+def ship(client: "Client", plan: "PackPlan | None", shown: "Progress") -> Document | None:
     """Packs and uploads the workdir, unless the server has the very same already."""
     if plan is None:
         return None

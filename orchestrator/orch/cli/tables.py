@@ -144,6 +144,7 @@ def _facts(job: Document) -> Table:
         ("Progress", _progress(job)),
         ("Metrics", metrics_text(job.get("metrics"), shown_max=20)),
         ("Checkpoint", checkpoint_text(job.get("last_checkpoint"))),
+        ("Interval", one_line((job.get("checkpointing") or {}).get("sentence")) or ABSENT),
         ("Goodput", _goodput(job)),
         ("Budgets", _budgets(job)),
         ("Usage", _usage(job.get("usage") or {})),

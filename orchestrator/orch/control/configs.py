@@ -8,8 +8,9 @@ from typing import Any
 
 from orch.control.rows import JobDetailRow
 from orch.model.commands import StartAgents
-from orch.model.spec import Every, JobSpec
+from orch.model.spec import Every, JobSpec, Keep
 from orch.model.units import UNLIMITED
+from orch_policies.retention import Best, Rules
 from orch_workers.config import WorkerConfig
 
 
@@ -52,11 +53,29 @@ def storage_of(spec: JobSpec) -> tuple[str, dict[str, Any]]:
     return storage.url, dict(storage.options)
 
 
-def agent_config(detail: JobDetailRow, command: StartAgents, rank: int, root: Path) -> WorkerConfig:
-    """`root` is orch's home; on one machine the agents' working area lies in it."""
+def rules_of(keep: Keep) -> Rules:
+    """What `checkpoint.keep` asks for, as retention understands it."""
+    best = None
+    if keep.best is not None:
+        best = Best(keep.best.metric, keep.best.mode, keep.best.count)
+    return Rules(
+        last=keep.last,
+        every_hours=keep.every_hours,
+        every_steps=keep.every_steps,
+        best=best,
+        min_age_s=keep.min_age_s,
+    )
+
+
+def agent_config(
+    detail: JobDetailRow, command: StartAgents, rank: int, root: Path, seen: Mapping[str, Any]
+) -> WorkerConfig:
+    """`root` is orch's home; on one machine the agents' working area lies in it. `seen`: `failures.observed`."""
     spec = JobSpec.model_validate(detail.spec)
     url, options = storage_of(spec)
-    every = spec.checkpoint.every if isinstance(spec.checkpoint.every, Every) else Every()
+    every = spec.checkpoint.every
+    auto = not isinstance(every, Every)
+    named = Every() if auto else every
     code = detail.code or {}
     return WorkerConfig(
         job_id=detail.id,
@@ -75,10 +94,13 @@ def agent_config(detail: JobDetailRow, command: StartAgents, rank: int, root: Pa
         code_digest=code.get("digest") if spec.ship == "auto" else None,
         workdir=spec.workdir if spec.ship == "never" else "",
         outputs=spec.outputs,
-        every_steps=every.steps,
-        every_seconds=every.seconds,
-        every_epochs=every.epochs,
-        keep_last=spec.checkpoint.keep.last,
+        every_steps=named.steps,
+        every_seconds=named.seconds,
+        every_epochs=named.epochs,
+        every_auto=auto,
+        max_overhead=spec.checkpoint.max_overhead,
+        seen=seen,
+        keep=rules_of(spec.checkpoint.keep).to_dict(),
         standby=spec.restart.standby,
         snapshot_every_steps=spec.restart.snapshot_every_steps,
         memory_bytes=spec.resources.memory_bytes,

@@ -352,6 +352,7 @@ class Controller:
             steps_per_s=told["steps_per_s"],
             metrics=told["metrics"],
             usage=told["usage"],
+            checkpointing=told.get("checkpointing"),
         )
         state = self.store.lifecycle(job)
         aware = told["aware"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from orch.control.cluster import Cluster
 from orch.control.configs import agent_config, bundle_of
+from orch.control.failures import observed
 from orch.control.rows import CommandRow
 from orch.control.store import Store, now_us
 from orch.model.commands import (
@@ -146,8 +147,9 @@ class Executor:
 
     def _start_agents(self, job: str, command: StartAgents) -> None:
         detail = self._store.job(job)
+        seen = observed(self._store, job, now_us())
         for rank in command.ranks:
-            config = agent_config(detail, command, rank, self._root)
+            config = agent_config(detail, command, rank, self._root, seen)
             try:
                 handle = self._cluster.start_agent(
                     config.to_dict(), gang_attempt=command.gang_attempt, bundle=bundle_of(detail.spec)

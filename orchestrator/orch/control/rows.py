@@ -118,16 +118,19 @@ class ProgressRow:
     steps_per_s: float | None = None
     metrics: Mapping[str, Any]
     usage: Mapping[str, Any]
+    checkpointing: Mapping[str, Any] | None = None
+    """How often is saved, why, and what a save costs (`orch_workers.pacing`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LostWork:
-    """What a job did twice."""
+class LivedRow:
+    """What tells how long a job ran and how often it failed."""
 
-    lost_us: int = 0
-    """Time that lost steps had taken, where it is known."""
-    steps_without_time: int = 0
-    """Lost steps of which that is not known."""
+    id: str
+    state: str
+    submitted_us: int
+    spent_us: Mapping[str, int]
+    lifecycle: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -167,6 +167,7 @@ progress = Table(
     Column("steps_per_s", JsonText),
     Column("metrics", JsonText, nullable=False, default=dict),
     Column("usage", JsonText, nullable=False, default=dict),  # CPU, memory, GPU of the worker's processes
+    Column("checkpointing", JsonText),  # interval, its reasons, what a save costs
 )
 
 secrets = Table(
@@ -210,7 +211,12 @@ for _what in ("UPDATE", "DELETE"):
 
 Migration = Callable[[Connection], None]
 
-MIGRATIONS: Sequence[Migration] = ()
+
+def _add_checkpointing(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE progress ADD COLUMN checkpointing TEXT"))
+
+
+MIGRATIONS: Sequence[Migration] = (_add_checkpointing,)
 """`MIGRATIONS[i]` takes a store of version i+1 to version i+2, inside the caller's transaction. A step that
 was released is never changed; `metadata` above is always the newest version: a new store needs no steps."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Connection, Select, case, func, make_url, select, tuple_
+from sqlalchemy import Connection, Select, func, make_url, select, tuple_
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,7 +24,7 @@ from orch.control.rows import (
     EventRow,
     JobDetailRow,
     JobRow,
-    LostWork,
+    LivedRow,
     ProgressRow,
     RestartRow,
 )
@@ -188,17 +188,13 @@ class Store:
         with self._begin() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
-    def lost_work(self, jobs: Sequence[str]) -> dict[str, LostWork]:
-        """Work that was done twice, per job that has any."""
-        table = schema.restarts
-        untimed = case((table.c.lost_us.is_(None), table.c.lost_steps), else_=0)
-        query = select(table.c.job, func.sum(table.c.lost_us), func.sum(untimed))
-        query = query.where(table.c.job.in_(jobs), table.c.lost_steps > 0).group_by(table.c.job)
-        with self._begin() as connection:
-            return {
-                job: LostWork(lost_us=int(lost_us or 0), steps_without_time=int(steps or 0))
-                for job, lost_us, steps in connection.execute(query)
-            }
+    def lived(self, job: str, *, limit: int) -> list[LivedRow]:
+        """The newest jobs that ever ran, and `job` whatever its age."""
+        table = schema.jobs
+        columns = [table.c[name] for name in LivedRow.__dataclass_fields__]
+        ran = table.c.started_us.is_not(None)
+        newest = select(table.c.id).where(ran).order_by(table.c.submitted_us.desc(), table.c.id).limit(limit)
+        return self._rows(select(*columns).where(table.c.id.in_(newest) | (table.c.id == job)), LivedRow)
 
     def checkpoints(
         self, job: str, *, states: Sequence[str] = (), limit: int = CHECKPOINTS_MAX

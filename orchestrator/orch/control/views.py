@@ -64,6 +64,7 @@ def job_detail(store: Store, job: str, *, now_us: int) -> Document:
         "charges": _counts(lifecycle.get("charges")),
         "budgets": json_safe(lifecycle.get("budgets") or {}),
         "usage": json_safe(progress.usage) if progress else {},
+        "checkpointing": json_safe(progress.checkpointing) if progress else None,
         "spec": json_safe(row.spec),
         "code": json_safe(row.code),
         "exit_code": row.exit_code,

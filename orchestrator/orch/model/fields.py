@@ -25,7 +25,7 @@ from orch.model.units import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from orch.model.problems import Problem
 
@@ -40,6 +40,7 @@ __all__ = [
     "Patterns",
     "PositiveDuration",
     "SecretNames",
+    "Share",
     "Size",
     "Text",
     "amount",
@@ -264,12 +265,51 @@ HangRule = Annotated[
 ]
 
 
-def choice(*words: str) -> BeforeValidator:
-    """Stands beside a Literal of the same words, and says what is allowed in words that help."""
+SHARE_MIN, SHARE_MAX = 0.0001, 0.5
+_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
+
+
+def _share(value: object) -> float:
+    allowed = f"a percentage from {SHARE_MIN * 100:g}% to {SHARE_MAX * 100:g}%, such as 1%"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        refuse(f"{shown(value)} is no percentage", allowed=allowed)
+    if isinstance(value, str):
+        found = _PERCENT.fullmatch(value)
+        if found is None:
+            refuse(f"{shown(value)} is no percentage", allowed=allowed)
+        share = float(found[1]) / 100
+    else:
+        share = float(value)  # the short form of a stored job: 0.01 is 1%
+    if not SHARE_MIN <= share <= SHARE_MAX:
+        meant = isinstance(value, int | float) and SHARE_MIN <= share / 100 <= SHARE_MAX
+        refuse(f"{shown(value)} is not possible", allowed=allowed, near=f"{value}%" if meant else None)
+    return share
+
+
+Share = Annotated[
+    float,
+    PlainValidator(_share),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*%\s*$"},
+                {"type": "number", "minimum": SHARE_MIN, "maximum": SHARE_MAX},
+            ],
+            "description": "a percentage, such as 1%",
+        }
+    ),
+]
+
+
+def choice(*words: str, meant: Mapping[str, str] | None = None) -> BeforeValidator:
+    """Stands beside a Literal of the same words, and says what is allowed in words that help. `meant`: other words
+    that people use for them.
+    """
 
     def check(value: object) -> object:
         if not isinstance(value, str) or value not in words:
             near = near_match(value, words) if isinstance(value, str) else None
+            near = (meant or {}).get(value.lower(), near) if isinstance(value, str) else None
             refuse(f"{shown(value)} is not possible", allowed=" or ".join(words), near=near)
         return value
 

@@ -117,10 +117,17 @@ def _every(value: object) -> object:
         return value
     allowed = "auto, or a mapping of steps, seconds and epochs"
     if not isinstance(value, dict):
-        fields.refuse(f"is {shown(value)}", allowed=allowed)
+        near = "auto" if isinstance(value, str) and value.lower()[:4] == "auto" else None
+        fields.refuse(f"is {shown(value)}", allowed=allowed, near=near)
     if not any(named is not None for named in value.values()):
         fields.refuse("names no interval", allowed="at least one of steps, seconds, epochs")
     return Every.model_validate(value)
+
+
+_MODES_MEANT = {
+    **dict.fromkeys(("lowest", "lower", "least", "smallest", "less", "low", "minimise", "minimize", "down"), "min"),
+    **dict.fromkeys(("highest", "higher", "most", "largest", "more", "high", "maximise", "maximize", "up"), "max"),
+}
 
 
 class Best(_Model):
@@ -128,21 +135,28 @@ class Best(_Model):
 
     metric: fields.Text
     """The name given to run.step(name=…)."""
-    mode: Annotated[Literal["min", "max"], fields.choice("min", "max")] = "min"
+    mode: Annotated[Literal["min", "max"], fields.choice("min", "max", meant=_MODES_MEANT)] = "min"
     """Whether lower or higher is better."""
     count: Annotated[int, fields.whole(1, KEEP_MAX)] = 1
     """How many."""
 
 
 class Keep(_Model):
-    """Which checkpoints are kept: whatever any of these rules names, and always the newest verified one."""
+    """Which checkpoints are kept: whatever any of these rules names, what is pinned, and the newest verified one.
+
+    None counts against another: the newest five may be kept beside one for every hour.
+    """
 
     last: Annotated[int, fields.whole(1, KEEP_MAX)] = 5
     """The newest ones."""
     every_hours: Annotated[int | float, fields.amount(24 * 3660, zero=False)] | None = None
-    """One for every so many hours of the run."""
+    """The oldest, and from there each that is at least so many hours younger than the one kept before it."""
+    every_steps: Annotated[int, fields.whole(1, STEPS_MAX)] | None = None
+    """The first at or after each multiple of so many steps."""
     best: Best | None = None
     """The best by a metric."""
+    min_age_s: fields.PositiveDuration | None = Field(default=None, alias="min_age")
+    """Nothing is deleted before it is so old."""
 
 
 class CheckpointSpec(_Model):
@@ -153,7 +167,9 @@ class CheckpointSpec(_Model):
     storage: Annotated[StorageSpec, _short_storage] | None = None
     """An absolute path or URL, or a mapping of url and options. Default: a folder of the server's home."""
     every: Annotated[Every | Literal["auto"], BeforeValidator(_every)] = Every(seconds=600)
-    """Steps, seconds, epochs: whichever comes first. The first and the last step are always saved."""
+    """Steps, seconds, epochs: whichever comes first; `auto` chooses. The first and the last step are always saved."""
+    max_overhead: fields.Share | None = None
+    """The share of the run time that saves may block, such as 1%: what `every` says is stretched to it."""
     keep: Keep = Keep()
     """What is kept when newer checkpoints arrive."""
     files: fields.Patterns = ()
@@ -306,11 +322,5 @@ def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
             "keeping files that the script writes itself",
             "remove the key, and use `import orch` in the script to have its state kept",
         )
-    if checkpoint.every == "auto":
-        yield "checkpoint.every", "a learned interval", "name steps, seconds or epochs"
-    if checkpoint.keep.every_hours is not None:
-        yield "checkpoint.keep.every_hours", "keeping checkpoints by the hour", "use `last`"
-    if checkpoint.keep.best is not None:
-        yield "checkpoint.keep.best", "keeping the best checkpoints", "use `last`"
     if spec.restart.hang not in {"auto", "off"}:
         yield "restart.hang", "a limit of your own for hangs", "remove the key"

@@ -305,7 +305,7 @@ def test_what_was_written_is_there_after_opening_again(home: Home) -> None:
     add(first)
     first.close()
     second = Store.open(home, {})
-    assert second.migrated_from == 1
+    assert second.migrated_from == len(schema.MIGRATIONS) + 1
     assert second.job("a-1").spec == {"run": "x"}
     second.close()
 
@@ -325,13 +325,33 @@ def test_migration_takes_an_older_store_forward_once(home: Home) -> None:
         connection.execute(text("UPDATE jobs SET colour = 'blue'"))
 
     engine = open_engine(store_url(home, {}))
-    for expected in (1, 3):
+    now = len(schema.MIGRATIONS) + 1
+    for expected in (now, now + 2):
         with engine.connect().execution_options(orch_write=True) as connection, connection.begin():
-            assert schema.migrate(connection, (second, third)) == expected
+            assert schema.migrate(connection, (*schema.MIGRATIONS, second, third)) == expected
     with engine.connect() as connection:
         assert connection.execute(text("SELECT colour FROM jobs")).scalar_one() == "blue"
     engine.dispose()
     assert calls == [2, 3]
+
+
+def test_a_store_of_the_first_version_is_brought_forward(home: Home) -> None:
+    store = Store.open(home, {})
+    add(store)
+    store.close()
+    engine = open_engine(store_url(home, {}))
+    with engine.connect().execution_options(orch_write=True) as connection, connection.begin():
+        connection.execute(text("ALTER TABLE progress DROP COLUMN checkpointing"))
+        connection.execute(text("UPDATE meta SET value = '1' WHERE key = 'schema_version'"))
+    engine.dispose()
+    store = Store.open(home, {})
+    assert store.migrated_from == 1
+    row = ProgressRow(
+        job="a-1", rank=0, generation="000001.000001", t_us=1, metrics={}, usage={}, checkpointing={"a": 1}
+    )
+    store.put_progress(row)
+    assert store.progress(["a-1"])["a-1"].checkpointing == {"a": 1}
+    store.close()
 
 
 def test_a_migration_that_fails_changes_nothing(home: Home) -> None:
@@ -347,7 +367,7 @@ def test_a_migration_that_fails_changes_nothing(home: Home) -> None:
         engine.connect().execution_options(orch_write=True) as connection,
         connection.begin(),
     ):
-        schema.migrate(connection, (broken,))
+        schema.migrate(connection, (*schema.MIGRATIONS, broken))
     with engine.connect() as connection:
         columns = [row[1] for row in connection.execute(text("PRAGMA table_info(jobs)"))]
         assert "colour" not in columns

@@ -26,7 +26,7 @@ def test_examples_are_jobs_that_this_version_runs(text):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 5
 
 
 def test_every_key_is_documented():

@@ -74,6 +74,22 @@ def test_every_auto_round_trips():
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
+@pytest.mark.parametrize(
+    ("given", "share"), [("1%", 0.01), ("0.5 %", 0.005), (0.02, 0.02), ("50%", 0.5), ("0.01%", 0.0001)]
+)
+def test_a_share_survives_json(given, share):
+    spec = JobSpec.model_validate({"run": "x", "checkpoint": {"max_overhead": given}})
+    assert spec.checkpoint.max_overhead == pytest.approx(share)
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_what_is_kept_survives_json():
+    keep = {"every_hours": 1.5, "every_steps": 10, "min_age": "1h", "best": {"metric": "acc", "mode": "max"}}
+    spec = JobSpec.model_validate({"run": "x", "checkpoint": {"keep": keep}})
+    assert spec.checkpoint.keep.min_age_s == 3600
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
 @given(
     st.builds(
         dict,
@@ -114,11 +130,9 @@ def test_what_this_version_cannot_do_is_said_and_nothing_else():
         "python",
         "resources.workers",
         "checkpoint.files",
-        "checkpoint.keep.every_hours",
-        "checkpoint.keep.best",
     ]
     later = JobSpec.model_validate({"run": "x", "checkpoint": {"every": "auto"}, "restart": {"hang": "10m"}})
-    assert [problem.path for problem in unsupported(later)] == ["checkpoint.every", "restart.hang"]
+    assert [problem.path for problem in unsupported(later)] == ["restart.hang"]
     assert all("not possible in this version" in str(problem) for problem in unsupported(full()))
 
 

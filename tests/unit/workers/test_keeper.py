@@ -12,7 +12,7 @@ import pytest
 
 from orch_policies.restart import History
 from orch_workers import keeper as keepers
-from orch_workers.checkpoint.errors import NothingRestorable, StorageRefused
+from orch_workers.checkpoint.errors import NothingRestorable, StorageRefused, StorageUnavailable
 from orch_workers.checkpoint.staging import Staging
 from orch_workers.training.slots import READY, Slot
 from support.server import wait_for
@@ -320,12 +320,12 @@ def test_a_fault_of_ours_in_the_writer_does_not_end_the_keeping(machine, monkeyp
     kept.begin()
     faults = iter([RuntimeError("a fault")])
 
-    def retain(rules, real=kept.keeper.catalog.retain):
+    def retain(committed, real=kept.keeper._retainer.after):
         for fault in faults:
             raise fault
-        return real(rules)
+        return real(committed)
 
-    monkeypatch.setattr(kept.keeper.catalog, "retain", retain)
+    monkeypatch.setattr(kept.keeper._retainer, "after", retain)
     kept.keep(5)
     kept.keep(6)
     assert machine.committed() == [(G1, 5), (G1, 6)]
@@ -345,13 +345,77 @@ def test_both_slots_are_busy_while_one_is_written_and_one_waits(machine):
 
 
 def test_the_newest_few_are_kept(machine):
-    kept = machine.keeper(keep_last=2).open()
+    kept = machine.keeper(keep={"last": 2}).open()
     kept.begin()
     kept.keep(1, 2, 3, 4)
     assert machine.committed() == [(G1, 3), (G1, 4)]
+
+
+def test_a_storage_that_fails_after_the_commit_costs_no_commit(machine):
+    kept = machine.keeper(keep={"last": 1, "best": {"metric": "loss"}}).open()
+    kept.begin()
+    kept.keep(1)
+
+    def unreadable(what, path):
+        if what == "read" and "/manifests/" in path:
+            raise StorageUnavailable("a test says no")
+
+    machine.storage.mood = unreadable
+    kept.keep(2)
+    assert kept.committed == [(G1, 1), (G1, 2)]
+    assert kept.keeper.status()["storage_trouble"] == ""
+    assert "older checkpoints are not deleted for now" in kept.notes[-1]
+    machine.storage.mood = good
+    kept.keep(3)
+    assert machine.committed() == [(G1, 3)]
+
+
+def test_the_agent_says_how_often_it_saves_and_why(machine):
+    kept = machine.keeper(every_auto=True, seen={"job": {"failures": 5, "running_s": 3600.0}}).open()
+    kept.begin()
+    kept.keep(1)
+    found = kept.keeper.status()["checkpointing"]
+    assert found["auto"]
+    assert found["durable_s"] > 0
+    assert (found["failures"], found["blocked_s"]) == (5, None), "a trainee of the tests tells no cost"
+    assert found["sentence"].startswith("every 60 s (auto")
 
 
 def test_code_that_is_not_in_storage_needs_a_person(machine):
     kept = machine.keeper().open()
     with pytest.raises(StorageRefused, match="put it back, or submit the job anew"):
         kept.keeper.open_object("code/abc.zip")
+
+
+def test_what_was_left_behind_by_starting_over_is_dropped_and_nobody_is_superseded(machine):
+    kept = machine.keeper().open()
+    kept.begin()
+    kept.keep(10)
+    machine.storage.mood = mood = Failing("shards")
+    kept.save(15)
+    wait_for("a try", lambda: mood.seen, LIMIT_S)
+    kept.keeper.process_gone()
+    kept.prepare()
+    kept.keeper.restored(loaded=False)
+    machine.storage.mood = good
+    assert kept.keeper.drain(LIMIT_S)
+    kept.keep(1)
+    assert kept.superseded == []
+    assert machine.committed() == [(G1, 10), (G2, 1)]
+
+
+def test_a_process_that_began_anew_during_an_upload_does_not_supersede_its_own_agent(machine):
+    kept = machine.keeper().open()
+    kept.begin()
+    kept.keep(10)
+    machine.storage.mood = stuck = Stuck("manifests")
+    kept.save(20)
+    assert stuck.reached.wait(LIMIT_S)
+    kept.keeper.process_gone()
+    assert kept.begin().step == 20
+    kept.keeper.catalog.begin(kept.keeper._chain)  # as the next look for a restore does
+    machine.storage.mood = good
+    stuck.go.set()
+    assert kept.keeper.drain(LIMIT_S)
+    assert kept.superseded == []
+    assert kept.committed[-1] == (G1, 20)

@@ -83,6 +83,21 @@ def test_what_must_not_be_skipped_waits_for_a_slot(machine, kept, launcher, monk
         assert waiting.result(LIMIT_S)[0] in {0, 1}
 
 
+def test_saves_by_steps_that_would_cost_too_much_are_left_out(machine, listener):
+    kept = machine.keeper(every_steps=1, every_seconds=None, max_overhead=0.001).open()
+    kept.begin()
+    launcher = Launcher(kept.config, {}, listener, kept.keeper)
+    assert launcher.on_hello({})["rules"]["steps"] == 1
+    assert save(launcher, "steps") is not None, "nothing is measured yet"
+    kept.keeper.save_failed()
+    kept.keeper.pacing.saved(1.0)
+    for reason in ("steps", "epochs"):
+        assert save(launcher, reason, wait=False) is None
+    for reason in ("first", "last", "stop", "demand", "asked"):
+        assert save(launcher, reason) is not None
+        kept.keeper.save_failed()
+
+
 def test_who_waits_for_a_slot_gives_up_when_its_process_is_gone(machine, kept, launcher):
     stuck = fill_both(machine, kept)
     with ThreadPoolExecutor(1) as pool:

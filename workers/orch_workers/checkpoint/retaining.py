@@ -116,7 +116,7 @@ class Retainer:
         if best is None or self._unscored < HINT_AFTER:
             return ""
         return (
-            f"keep.best: none of the newest {self._unscored} checkpoints has a value of {best.metric!r}, so none is "
+            f"keep.best: none of {HINT_AFTER} checkpoints in a row has a value of {best.metric!r}, so none is "
             f"kept for it; a checkpoint carries the metrics of its own step: give it to that step, "
             f"run.step({best.metric}=…), and call run.save() after it"
         )
