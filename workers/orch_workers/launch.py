@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -18,6 +17,7 @@ from orch_workers.config import WorkerConfig
 from orch_workers.leftovers import wait_predecessor
 from orch_workers.process import Event as ProcessEvent
 from orch_workers.process import Exited, Gone, GuardedProcess, Stuck, split_command
+from orch_workers.recovery import Phases
 from orch_workers.sampling import Sampler
 from orch_workers.session import SessionRefusedError, SessionServer
 from orch_workers.standby import Standby
@@ -47,32 +47,6 @@ class Listener(Protocol):
     def on_exit(self, code: int | None, signal: int | None, at_ns: int) -> None: ...
     def on_unrestorable(self, message: str) -> None: ...
     def note(self, message: str) -> None: ...
-
-
-@dataclass
-class Phases:
-    """When the parts of one start were over (CLOCK_MONOTONIC); 0 for what has not come."""
-
-    since_ns: int = 0
-    started_ns: int = 0
-    hello_ns: int = 0
-    restored_ns: int = 0
-    standby: bool = False
-
-    def breakdown(self, exited_ns: int, stepped_ns: int) -> dict[str, float]:
-        """Seconds from the end of one process to the first new step of the next, in parts that add up to that."""
-        marks = {
-            "detected_s": self.since_ns,
-            "started_s": self.started_ns,
-            "set_up_s": self.hello_ns,
-            "restored_s": self.restored_ns,
-            "first_step_s": stepped_ns,
-        }
-        found, before = {}, exited_ns
-        for name, at_ns in marks.items():
-            found[name] = round(max(0, at_ns - before) / 1e9, 6)
-            before = max(before, at_ns)
-        return found
 
 
 class Launcher:
@@ -267,8 +241,11 @@ class Launcher:
     def pids(self) -> list[int]:
         return self._process.tree() if self._process is not None and self.running else []
 
-    def standby_status(self) -> dict[str, Any]:
-        return self._standby.status()
+    def usage(self) -> dict[str, Any]:
+        """What the standby process is and uses, for the job's usage."""
+        found = self._standby.status()
+        memory = found.get("pss_bytes")
+        return {"standby": found, **({} if memory is None else {"standby_bytes": memory})}
 
     def save_when_due(self, step: int) -> None:
         """By the clock; steps and epochs are counted by the training process itself."""

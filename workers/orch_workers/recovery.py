@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import bisect
+from dataclasses import dataclass
 
 from orch.model.events import Recovered
 from orch.model.generation import Generation
 from orch_workers.ledger import Ledger
 from orch_workers.training.page import Progress
+
+
+@dataclass
+class Phases:
+    """When the parts of one start were over (CLOCK_MONOTONIC); 0 for what has not come."""
+
+    since_ns: int = 0
+    started_ns: int = 0
+    hello_ns: int = 0
+    restored_ns: int = 0
+    standby: bool = False
+
+    def breakdown(self, exited_ns: int, stepped_ns: int) -> dict[str, float]:
+        """Seconds from the end of one process to the first new step of the next, in parts that add up to that."""
+        marks = {
+            "detected_s": self.since_ns,
+            "started_s": self.started_ns,
+            "set_up_s": self.hello_ns,
+            "restored_s": self.restored_ns,
+            "first_step_s": stepped_ns,
+        }
+        found, before = {}, exited_ns
+        for name, at_ns in marks.items():
+            found[name] = round(max(0, at_ns - before) / 1e9, 6)
+            before = max(before, at_ns)
+        return found
+
 
 SEEN_MAX = 4096
 """Moments remembered of one start; of more, every other one is forgotten."""
@@ -50,12 +78,14 @@ class Recovery:
         """
         return self._loaded
 
-    def look(self, progress: Progress, generation: Generation) -> Recovered | None:
+    def look(
+        self, progress: Progress, generation: Generation, phases: Phases | None = None
+    ) -> Recovered | None:
         """Takes the newest progress; what is to be told when it is the first new step after a start."""
         recovered = None
         if progress.step > (self.restored_step or 0) and self.awaiting_first_step:
             self.awaiting_first_step = False
-            recovered = self._recovered(progress, generation)
+            recovered = self._recovered(progress, generation, phases or Phases())
             self._seen = []
         if not self.awaiting_first_step and (not self._seen or progress.step > self._seen[-1][0]):
             self._remember(progress)
@@ -69,7 +99,7 @@ class Recovery:
         if len(self._seen) > SEEN_MAX:
             del self._seen[1:-1:2]
 
-    def _recovered(self, progress: Progress, generation: Generation) -> Recovered:
+    def _recovered(self, progress: Progress, generation: Generation, phases: Phases) -> Recovered:
         since_ns = self._exit_at_ns
         recovery_s = None if since_ns is None else (progress.monotonic_ns - since_ns) / 1e9
         restored = self.restored_step or 0
@@ -80,6 +110,8 @@ class Recovery:
             recovery_s=recovery_s,
             lost_steps=lost,
             lost_s=self._lost_s(restored) if lost and since_ns is not None else None,
+            standby=phases.standby,
+            breakdown=None if since_ns is None else phases.breakdown(since_ns, progress.monotonic_ns),
         )
 
     def _lost_s(self, restored: int) -> float | None:

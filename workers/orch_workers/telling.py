@@ -47,6 +47,7 @@ class Telling:
         with self._lock:
             found = self._look()
             page: Progress | None = found.pop("page")
+            more_usage = found.pop("usage", {})
             now_s = time.monotonic()
             if page is not None and self._told_s and page.step >= self._told_step and now_s > self._told_s:
                 self._rate = (page.step - self._told_step) / (now_s - self._told_s)
@@ -60,7 +61,7 @@ class Telling:
                     "steps_per_s": round(self._rate, 3) if page else None,
                     "aware": page is not None,
                     "notes": list(self._notes),
-                    "usage": self._sampler.sample(pids),
+                    "usage": {**self._sampler.sample(pids), **more_usage},
                     **found,
                 }
             )

@@ -405,7 +405,7 @@ class Worker:
         if launcher is None or not self._recovery.readable:
             return
         progress = launcher.progress()
-        recovered = self._recovery.look(progress, self._generation)
+        recovered = self._recovery.look(progress, self._generation, launcher.phases)
         if recovered is not None:
             self._reports.add(recovered)
         if self._stop_outcome is None and self._start_at is None:
@@ -423,6 +423,7 @@ class Worker:
         listening = launcher is not None and launcher.said_hello
         return {
             "page": launcher.progress() if launcher is not None and listening else None,
+            "usage": launcher.usage() if launcher is not None else {},
             **(keeper.status() if keeper is not None else {}),
         }
         launcher.kill_for_drill(progress.step)

@@ -130,7 +130,18 @@ def _recovered(data: Document) -> str:
     text = f"first new step {data.get('step')}"
     if data.get("recovery_s") is not None:
         text += f" after {span(data['recovery_s'])}"
-    return f"{text}, {_lost_work(data)}"
+    return f"{text}{_breakdown(data)}, {_lost_work(data)}"
+
+
+def _breakdown(data: Document) -> str:
+    parts = data.get("breakdown")
+    if not isinstance(parts, dict):
+        return ""
+    began = "a standby took over" if data.get("standby") else "started"
+    words = {"detected_s": "detected", "started_s": began, "set_up_s": "set up"}
+    words |= {"restored_s": "restored", "first_step_s": "first step"}
+    told = [f"{word} {float(parts[name]):.2f} s" for name, word in words.items() if name in parts]
+    return f" ({', '.join(told)})"
 
 
 def _restored(data: Document) -> str:

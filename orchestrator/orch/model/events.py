@@ -152,6 +152,12 @@ class Recovered:
     lost_steps: int = 0
     lost_s: float | None = None
     """How long the lost steps had taken, where that is known."""
+    standby: bool = False
+    """Whether a standby process took over; else the command was started afresh."""
+    breakdown: Mapping[str, float] | None = None
+    """The parts of `recovery_s`, in order: ``detected_s`` (seen, decided, journalled, and a pause where one was
+    due), ``started_s`` (the new process, or the standby, has begun), ``set_up_s`` (its imports and set-up),
+    ``restored_s``, ``first_step_s``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
