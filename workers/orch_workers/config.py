@@ -50,6 +50,8 @@ class WorkerConfig:
     snapshot_every_steps: int | None = None
     memory_bytes: int | None = None
     """The job's limit for this worker; None: none."""
+    drill: Mapping[str, Any] = field(default_factory=dict)
+    """`{"stop_at", "kill_at"}` of a job that `orch drill` submitted."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
 

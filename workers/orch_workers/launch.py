@@ -14,6 +14,7 @@ from orch_policies import interval
 from orch_workers import bundle, code, environment
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
+from orch_workers.drill import Drill
 from orch_workers.leftovers import wait_predecessor
 from orch_workers.process import Event as ProcessEvent
 from orch_workers.process import Exited, Gone, GuardedProcess, Stuck, split_command
@@ -70,6 +71,7 @@ class Launcher:
         self._bundle: Path | None = None
         self.said_hello = False
         self._page: Page | None = None
+        self._drill = Drill(config.drill)
         self._page_path = self._paths.page
         self._restored_step: int | None = None
         self._over = threading.Event()
@@ -162,6 +164,7 @@ class Launcher:
                 self._listener.note(f"{path}: {error.strerror}; the progress page is on disk instead")
                 continue
             self._page, self._page_path = Page(str(path)), path
+            self._drill.prepare(self._page)
             return
 
     def _environment(self, bundle_folder: Path) -> dict[str, str]:
@@ -227,6 +230,15 @@ class Launcher:
         if self._process is not None and self.running:
             self._process.kill()
             self._process.wait_gone(KILL_LIMIT_S)
+
+    def kill_for_drill(self, step: int) -> None:
+        """SIGKILLs the training process when the drill wants that at this step; nobody is told but by its death."""
+        if self._process is not None and self.running and self._drill.kill_is_due(self._generation.restart, step):
+            self._process.signal(SIGKILL)
+
+    @property
+    def drill_pending(self) -> bool:
+        return self._drill.pending(self._generation.restart)
 
     def close(self) -> None:
         self._standby.end()

@@ -132,13 +132,13 @@ class Worker:
             if not self._ended and not self._halted:
                 self._guarded(call)
 
-    def _guarded(self, call: Callable[[], None]) -> None:
-        """What a person must mend blocks the job; a fault of ours costs this agent, never the job its state."""
     @property
     def _is_watching(self) -> bool:
         launcher = self._launcher
         return self._recovery.awaiting_first_step or (launcher is not None and launcher.drill_pending)
 
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """What a person must mend blocks the job; a fault of ours costs this agent, never the job its state."""
         try:
             call()
         except InterruptedError as error:
@@ -408,6 +408,7 @@ class Worker:
         recovered = self._recovery.look(progress, self._generation, launcher.phases)
         if recovered is not None:
             self._reports.add(recovered)
+        launcher.kill_for_drill(progress.step)
         if self._stop_outcome is None and self._start_at is None:
             launcher.save_when_due(progress.step)
 
@@ -426,4 +427,3 @@ class Worker:
             "usage": launcher.usage() if launcher is not None else {},
             **(keeper.status() if keeper is not None else {}),
         }
-        launcher.kill_for_drill(progress.step)

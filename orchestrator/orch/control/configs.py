@@ -104,5 +104,6 @@ def agent_config(
         standby=spec.restart.standby,
         snapshot_every_steps=spec.restart.snapshot_every_steps,
         memory_bytes=spec.resources.memory_bytes,
+        drill={} if spec.drill is None else spec.drill.model_dump(mode="json"),
         policy=dict(command.policy),
     )

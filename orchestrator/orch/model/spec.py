@@ -21,6 +21,7 @@ __all__ = [
     "Backoff",
     "Best",
     "CheckpointSpec",
+    "Drill",
     "Every",
     "JobSpec",
     "Keep",
@@ -41,6 +42,7 @@ STEPS_MAX = 10**12
 KEEP_MAX = 100_000
 PRIORITY_MAX = 1_000_000
 OPTIONS_MAX = 100
+DRILL_KILLS_MAX = 1000
 EXIT_CODE_MAX = 255
 ROLLBACKS_MAX = 1000
 VARIABLES_MAX = 1000
@@ -247,6 +249,17 @@ class RestartSpec(_Model):
     """A snapshot in memory after so many steps, between the checkpoints: less is lost when the process dies."""
 
 
+class Drill(_Model):
+    """What `orch drill` adds to its short form of a job; no job file needs it."""
+
+    stop_at: Annotated[int, fields.whole(1, STEPS_MAX)]
+    """The run saves and ends at this step, and has then succeeded."""
+    kill_at: Annotated[
+        tuple[Annotated[int, fields.whole(1, STEPS_MAX)], ...], Field(strict=False, max_length=DRILL_KILLS_MAX)
+    ] = ()
+    """The training process is SIGKILLed at these steps, one in each of its starts."""
+
+
 class JobSpec(_Model):
     """A training job of orch."""
 
@@ -274,6 +287,8 @@ class JobSpec(_Model):
     """How often what may go wrong."""
     priority: Annotated[int, fields.whole(-PRIORITY_MAX, PRIORITY_MAX)] = 0
     """Jobs with a higher priority are placed first."""
+    drill: Drill | None = None
+    """Set by `orch drill`."""
 
     @field_validator("secrets")
     @classmethod
