@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, Fork
+from orch_workers.checkpoint.checkpointer import Checkpointer, Loaded
 from orch_workers.checkpoint.errors import (
     AlreadyExists,
     CheckpointError,
@@ -29,11 +30,13 @@ __all__ = [
     "Catalog",
     "Chain",
     "CheckpointError",
+    "Checkpointer",
     "Committed",
     "Damaged",
     "Entry",
     "Fork",
     "Given",
+    "Loaded",
     "NotFound",
     "NothingRestorable",
     "Rejected",

@@ -269,6 +269,11 @@ def _squares(values: np.ndarray[Any, Any]) -> float:
 
 def values_of(dtype: str, data: memoryview) -> np.ndarray[Any, Any] | None:
     """The elements as float64 (complex128), exact up to 2**53; None for an element type that is no number we know."""
+    with np.errstate(all="ignore"):  # a signalling nan becomes a quiet one
+        return _values_of(dtype, data)
+
+
+def _values_of(dtype: str, data: memoryview) -> np.ndarray[Any, Any] | None:
     if dtype == "BF16":
         widened = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
         return widened.view(np.float32).astype(np.float64)

@@ -110,11 +110,20 @@ def shard_problems(content: Content) -> dict[str, str]:
         path = catalog.path(shard.path)
         if not path.startswith(f"{folder}/{rank}-"):
             problems[shard.path] = f"rank manifest: {shard.path!r} is no shard of this checkpoint"
-        elif path not in stored:
-            problems[shard.path] = f"{shard.path} is missing"
-        elif stored[path] != shard.size_bytes:
-            problems[shard.path] = f"{shard.path} has {stored[path]} bytes instead of {shard.size_bytes}"
+        elif stored.get(path) != shard.size_bytes:  # a list may be behind what is there
+            problem = _size_problem(catalog, path, shard)
+            problems.update({shard.path: problem} if problem else {})
     return problems
+
+
+def _size_problem(catalog: Catalog, path: str, shard: ShardRecord) -> str | None:
+    try:
+        size_bytes = catalog.storage.size(path)
+    except NotFound:
+        return f"{shard.path} is missing"
+    if size_bytes != shard.size_bytes:
+        return f"{shard.path} has {size_bytes} bytes instead of {shard.size_bytes}"
+    return None
 
 
 def header_problem(content: Content, shard: ShardRecord) -> str | None:

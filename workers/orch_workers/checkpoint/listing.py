@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orch_workers.checkpoint.errors import CheckpointError, Damaged
 from orch_workers.training.slots import format_generation
@@ -32,6 +32,23 @@ class Listed(NamedTuple):
     """Why retention keeps it; None: it would go, or it is none of retention's business (see `is_restorable`)."""
     is_newest: bool
     """The one that a restart would restore."""
+
+    @property
+    def step(self) -> int:
+        return self.point.step
+
+    @property
+    def epoch(self) -> int | None:
+        return None if self.manifest is None else self.manifest.epoch
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        found = None if self.manifest is None else self.manifest.metrics
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def size_bytes(self) -> int | None:
+        return None if self.manifest is None else self.manifest.size_bytes
 
     @property
     def is_restorable(self) -> bool:

@@ -100,6 +100,9 @@ def differences(before: Node, after: Node, path: str = "", depth: int = 0) -> It
     # For Python 1, 1.0 and True are equal: they are told apart by how they are written.
     if before == after and json.dumps(before) == json.dumps(after):
         return
+    if entry_of(before) is not None and entry_of(before) == entry_of(after):
+        yield from _beside_an_entry(before, after, path)
+        return
     mine, theirs = children(before), children(after)
     if depth >= DEPTH_MAX or _kind(before) != _kind(after) or not (mine or theirs):
         yield Difference(path, text_of(before), text_of(after))
@@ -114,10 +117,10 @@ def differences(before: Node, after: Node, path: str = "", depth: int = 0) -> It
         if key in there:
             yield from differences(child, there[key], joined(path, key), depth + 1)
         else:
-            yield Difference(joined(path, key), text_of(child), None)
+            yield from _alone(child, joined(path, key), is_before=True)
     for key, child in there.items():
         if key not in here:
-            yield Difference(joined(path, key), None, text_of(child))
+            yield from _alone(child, joined(path, key), is_before=False)
     if list(here) != list(there) and set(here) == set(there):
         yield Difference(path, f"in the order {_order(here)}", f"in the order {_order(there)}")
     yield from _aside(before, after, path)
@@ -126,10 +129,29 @@ def differences(before: Node, after: Node, path: str = "", depth: int = 0) -> It
 def _pair(
     one: tuple[str, Node] | None, other: tuple[str, Node] | None, path: str, depth: int
 ) -> Iterator[Difference]:
-    if one is None or other is None:
-        yield Difference(path, one and text_of(one[1]), other and text_of(other[1]))
-    else:
+    if one is not None and other is not None:
         yield from differences(one[1], other[1], path, depth + 1)
+    elif one is not None:
+        yield from _alone(one[1], path, is_before=True)
+    elif other is not None:
+        yield from _alone(other[1], path, is_before=False)
+
+
+def _alone(node: Node, path: str, *, is_before: bool) -> Iterator[Difference]:
+    """What only one side has. A tensor under its own name is told among the tensors."""
+    if entry_of(node) != path:
+        text = text_of(node)
+        yield Difference(path, text if is_before else None, None if is_before else text)
+
+
+_OF_THE_TENSOR = {"dtype", "shape"}
+
+
+def _beside_an_entry(before: dict[str, Any], after: dict[str, Any], path: str) -> Iterator[Difference]:
+    """Of the same tensor, where it lived and how it was laid out; its type and shape are told among the tensors."""
+    for key in sorted((set(before) | set(after)) - _OF_THE_TENSOR):
+        if before.get(key) != after.get(key):
+            yield Difference(f"{path}.({key})", text_of(before.get(key)), text_of(after.get(key)))
 
 
 def _aside(before: Node, after: Node, path: str) -> Iterator[Difference]:

@@ -31,6 +31,10 @@ class Verified(NamedTuple):
     seconds_s: float
 
     @property
+    def step(self) -> int:
+        return self.point.step
+
+    @property
     def is_good(self) -> bool:
         return not self.problems
 
