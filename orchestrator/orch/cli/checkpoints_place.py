@@ -83,23 +83,21 @@ class Place:
     @property
     def is_over(self) -> bool | None:
         """None: nobody here knows."""
-        return None if self.job is None else self.job.get("ended") is not None
+        from orch.cli.following import ENDED
+
+        return None if self.job is None else self.job["state"] in ENDED
 
     @property
     def rules(self) -> Rules | None:
         """What `keep` in the job file says; None where there is no job file."""
-        return None if self.spec is None else rules_of(self.spec)
+        from orch.control.configs import rules_of
+
+        return None if self.spec is None else rules_of(self.spec.checkpoint.keep)
 
     def point(self, address: Address) -> RestorePoint:
         from orch_workers.checkpoint.listing import find_point
 
         return find_point(self.catalog, address.step, address.generation)
-
-
-def rules_of(spec: JobSpec) -> Rules:
-    from orch.control import configs
-
-    return configs.rules_of(spec.checkpoint.keep)
 
 
 @contextlib.contextmanager
@@ -149,14 +147,14 @@ def parse_options(options: Sequence[str]) -> dict[str, str]:
 
 def split_url(url: str) -> tuple[str, str]:
     """(prefix, job). WrongUse when the last part cannot be a job's id."""
-    text = url if "://" in url else str(Path(url).expanduser().absolute())
-    prefix, _, job = text.rstrip("/").rpartition("/")
-    if not valid_job_id(job) or not prefix or prefix.endswith(":/"):
+    from orch_workers.checkpoint.location import split_location
+
+    try:
+        return split_location(url)
+    except ValueError as error:
         raise WrongUse(
-            f"{url[:200]!r} does not end with a job's id: name the job's own folder, such as s3://bucket/prefix/JOB, "
-            f"or write ./ before a folder here"
-        )
-    return prefix, job
+            f"{error}: name the job's own folder, such as s3://bucket/prefix/JOB, or write ./ before a folder here"
+        ) from None
 
 
 def _place_of_url(url: str, options: Mapping[str, str]) -> Place:
