@@ -33,6 +33,7 @@ class FakeAgent:
         self.snapshots: dict[int, Path] = {}
         self.busy = False
         self.restore = True
+        self.skip = 0
         self.generation = (1, 0)
         self._short = tempfile.mkdtemp(prefix="orch-", dir="/tmp")
         self.socket_path = f"{self._short}/agent.sock"
@@ -169,6 +170,7 @@ class FakeAgent:
                 "source": "memory",
                 "generation": format_generation(header.generation),
                 "step": step,
+                "skip": self.skip,
             }
         return {
             "type": "welcome",

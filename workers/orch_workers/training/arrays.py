@@ -7,7 +7,7 @@ import sys
 from typing import Any, Callable
 
 from .errors import UnsupportedStateError
-from .tree import TAG, Codec, Leaf
+from .tree import TAG, Codec, Fill, Leaf
 
 # NumPy's name (kind and item size, native order) → the name of the element type in slots and checkpoints
 _DTYPES = {
@@ -35,12 +35,13 @@ class ArrayCodec(Codec):
             raise UnsupportedStateError(f"{path}: a checkpoint cannot hold a NumPy array of dtype {dtype}")
         plain = _DTYPES.get(dtype.str[1:]) if dtype.isnative else None
         node = {TAG: "ndarray", "dtype": dtype.str, "shape": list(value.shape)}
+        plain_bytes = self._plain_bytes(value) if value.flags.c_contiguous and value.nbytes else None
         if plain is None:  # dates, strings, foreign byte order: the bytes as they are
-            return Leaf("U8", (value.nbytes,), value.nbytes, None, node, self._copier(value))
+            return Leaf("U8", (value.nbytes,), value.nbytes, None, node, self._copier(value), plain_bytes)
         identity = None
         if value.nbytes:
             identity = ("numpy", value.__array_interface__["data"][0], dtype.str, value.shape, value.strides)
-        return Leaf(plain, value.shape, value.nbytes, identity, node, self._copier(value))
+        return Leaf(plain, value.shape, value.nbytes, identity, node, self._copier(value), plain_bytes)
 
     def node(self, value: Any) -> dict[str, Any] | None:
         if not isinstance(value, self._numpy.generic) or value.dtype.hasobject:
@@ -53,15 +54,27 @@ class ArrayCodec(Codec):
             "v": base64.b64encode(value.tobytes()).decode("ascii"),
         }
 
-    def make(self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...]) -> Any:
+    def make(
+        self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...], fill: Fill
+    ) -> Any:
         numpy = self._numpy
         if data is None:
             raw = base64.b64decode(node["v"])
             return numpy.frombuffer(raw, dtype=node["dtype"], count=1)[0]
         made = numpy.empty(tuple(node["shape"]), dtype=numpy.dtype(node["dtype"]))
         if made.nbytes:
-            made.reshape(-1).view(numpy.uint8)[...] = numpy.frombuffer(data, numpy.uint8)
+            assert data is not None
+            fill(made.reshape(-1).view(numpy.uint8), data)
         return made
+
+    def borrow(self, node: dict[str, Any], data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
+        kind = self._numpy.dtype(node["dtype"])
+        if node[TAG] != "ndarray" or not kind.itemsize:
+            return None
+        return self._numpy.frombuffer(data, dtype=kind).reshape(tuple(node["shape"]))
+
+    def _plain_bytes(self, value: Any) -> Callable[[], Any]:
+        return lambda: value.reshape(-1).view(self._numpy.uint8)
 
     def _copier(self, value: Any) -> Callable[[memoryview], None]:
         def copy_to(target: memoryview) -> None:

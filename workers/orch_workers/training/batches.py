@@ -47,6 +47,8 @@ class Batches:
         self._inexact = inexact
         self._settle = settle
         self._iterators_seen: list[Any] = []
+        self._steps_out = self._batches_out = 0
+        self._loader_out: Any = None
 
     def iterate(self, loader: Any, mode: str) -> Iterator[Any]:
         if mode not in MODES:
@@ -76,11 +78,31 @@ class Batches:
             for batch in iterator:
                 stream.batches += 1
                 stream.steps_of_batch = 0
+                if self._is_left_out(stream):
+                    continue
                 yield batch
                 if stream.steps_of_batch and self._position.is_outermost(stream):
                     self._settle()
         finally:
             self._position.end(stream)
+
+    def leave_out(self, steps: int) -> None:
+        """Passes over the data of so many steps, in the first loader that is iterated and in no other (an evaluation's
+        say). As many batches a step as there were before.
+        """
+        self._steps_out, self._batches_out, self._loader_out = steps, 0, None
+
+    def _is_left_out(self, stream: Stream) -> bool:
+        if self._steps_out:
+            done = stream.batches - 1
+            self._batches_out = (
+                -(-self._steps_out * done // stream.steps) if stream.steps else self._steps_out
+            )
+            self._steps_out, self._loader_out = 0, stream.loader
+        if not self._batches_out or stream.loader is not self._loader_out:
+            return False
+        self._batches_out -= 1
+        return True
 
     def state_of(self, stream: Stream) -> dict[str, Any]:
         """For Position.to_tree."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 from . import rng
 from .errors import TrainingError
 from .loader import is_torch_loader
-from .pytorch import torch_module
 from .snapshot import Adapters
+from .tensors import torch_module
 
 if TYPE_CHECKING:
     from .objects import StateHandler

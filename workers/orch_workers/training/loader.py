@@ -6,7 +6,7 @@ import collections
 from typing import Any, Iterator, Sequence
 
 from . import rng
-from .pytorch import torch_module
+from .tensors import torch_module
 
 _REPEATABLE = (list, tuple, range, dict, str, collections.deque)
 

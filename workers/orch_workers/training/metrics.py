@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from .pytorch import torch_module
+from .tensors import torch_module
 
 REPORT_EVERY_NS = 500_000_000
 """Shortest time between two reports: what status shows need not be newer."""
@@ -22,6 +22,7 @@ class Metrics:
         self._step = 0
         self._epoch = 0
         self._due_ns = 0
+        self._is_bad = False
         self._coming: tuple[int, int, dict[str, Any], Any] | None = None
 
     def put(self, step: int, epoch: int, values: dict[str, Any]) -> None:
@@ -29,6 +30,10 @@ class Metrics:
         self._step, self._epoch = step, epoch
         if values:
             self._newest = {name: _kept(name, value) for name, value in values.items()}
+            bad = any(_is_bad_loss(name, value) for name, value in self._newest.items())
+            if bad and not self._is_bad:
+                self._due_ns = 0  # told now: at which step it was first bad decides what is restored
+            self._is_bad = bad
 
     def due(self) -> tuple[int, int, dict[str, Any]] | None:
         """(step, epoch, values) when a report is due and can be had without waiting for a device."""
@@ -88,6 +93,11 @@ def _kept(name: str, value: Any) -> Any:
 def _shown(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return f"{type(value).__name__} of shape {list(shape)}" if shape is not None else type(value).__name__
+
+
+def _is_bad_loss(name: str, value: Any) -> bool:
+    """Of values on the host alone: nothing waits for a device."""
+    return name[-4:].lower() == "loss" and _is_on_host(value) and not math.isfinite(value)
 
 
 def _is_on_host(value: Any) -> bool:

@@ -14,7 +14,8 @@ class StateHandler:
     """One argument. `capture` gives what the typed tree keeps; `restore` takes the same back.
 
     `problems` says, without changing anything, why the stored state does not fit. `order`: parameters first,
-    then optimizers, then what refers to optimizers, then random generators.
+    then optimizers, then what refers to optimizers, then random generators. Arrays in what `problems` and
+    `restore_in_place` are given are views of the slot; those given to `restore` are the taker's own.
     """
 
     kind = "state"
@@ -29,6 +30,10 @@ class StateHandler:
 
     def problems(self, stored: Any) -> list[str]:
         return []
+
+    def restore_in_place(self, borrowed: Any) -> bool:
+        """Copies what is stored into the memory that is there. False: nothing was done, `restore` must do it."""
+        return False
 
     def restore(self, stored: Any) -> None:
         self.target.load_state_dict(stored)
@@ -49,8 +54,9 @@ class ArrayHandler(StateHandler):
     def problems(self, stored: Any) -> list[str]:
         return compare_arrays(self.name, {"": stored}, {"": self.target})
 
-    def restore(self, stored: Any) -> None:
-        self.target[...] = stored
+    def restore_in_place(self, borrowed: Any) -> bool:
+        self.target[...] = borrowed
+        return True
 
 
 class PythonRandomHandler(StateHandler):

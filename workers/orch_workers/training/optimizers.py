@@ -22,14 +22,14 @@ class OptimizerHandler(StateHandler):
 
     def __init__(self, name: str, target: Any, modules: dict[str, Any], loose: dict[str, Any]) -> None:
         super().__init__(name, target)
-        self._modules = modules
+        self.modules = modules
         self._loose = loose
 
     def capture(self) -> dict[str, Any]:
         found: dict[str, Any] = dict(self.target.state_dict())
         numbers: dict[int, str] = {}
         groups = []
-        for names, group in zip(self._group_names(), found["param_groups"]):
+        for names, group in zip(self.group_names(), found["param_groups"]):
             numbers.update(zip(group["params"], names))
             groups.append({**group, "params": names})
         found["state"] = {numbers.get(key, key): value for key, value in found["state"].items()}
@@ -37,7 +37,7 @@ class OptimizerHandler(StateHandler):
         return found
 
     def problems(self, stored: Any) -> list[str]:
-        live = self._group_names()
+        live = self.group_names()
         groups = stored["param_groups"]
         if len(groups) != len(live):
             there, here = f"{len(groups)} parameter groups", len(live)
@@ -56,7 +56,7 @@ class OptimizerHandler(StateHandler):
 
     def restore(self, stored: Any) -> None:
         packed = self.target.state_dict()["param_groups"]
-        names = self._group_names()
+        names = self.group_names()
         numbers: dict[Any, Any] = {}
         groups = []
         for live, wanted, group in zip(packed, names, stored["param_groups"]):
@@ -73,7 +73,7 @@ class OptimizerHandler(StateHandler):
         """`load_state_dict` casts state to its parameter's dtype and device; what was saved otherwise stays
         so.
         """
-        for names, group in zip(self._group_names(), self.target.param_groups):
+        for names, group in zip(self.group_names(), self.target.param_groups):
             for name, parameter in zip(names, group["params"]):
                 live = self.target.state.get(parameter)
                 if not isinstance(live, dict):
@@ -88,9 +88,17 @@ class OptimizerHandler(StateHandler):
                     elif loaded.dtype != value.dtype:
                         live[key] = value.to(loaded.device)
 
-    def _group_names(self) -> list[list[str]]:
+    def named_groups(self, group_names: list[list[str]]) -> list[dict[str, Any]]:
+        """What `capture` has of the groups: all but the parameters' own memory."""
+        return [
+            {**{key: value for key, value in group.items() if key != "params"}, "params": names}
+            for names, group in zip(group_names, self.target.param_groups)
+        ]
+
+    def group_names(self) -> list[list[str]]:
+        """The names of each group's parameters."""
         by_identity: dict[int, str] = {}
-        for argument, module in self._modules.items():
+        for argument, module in self.modules.items():
             for name, parameter in module.named_parameters(remove_duplicate=False):
                 by_identity.setdefault(id(parameter), f"{argument}.{name}")
         for argument, parameter in self._loose.items():

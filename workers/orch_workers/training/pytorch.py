@@ -5,15 +5,17 @@ Never imports torch by itself: the adapter exists only when the script has impor
 
 from __future__ import annotations
 
-import sys
-import warnings
-from typing import Any, Callable
+import contextlib
+from typing import Any, Callable, Sequence
 
 from .arrays import numpy_module
 from .errors import UnsupportedStateError
+from .loading import load_tensors, loads_as_torch_does
 from .objects import StateHandler, compare_arrays
 from .optimizers import OptimizerHandler
-from .tree import TAG, Codec, Leaf
+from .tensors import bytes_of, is_plain, torch_module, view_of
+from .tree import TAG, Codec, Fill, Leaf
+from .watching import ModuleWatch, OptimizerWatch, TensorWatch, UnwatchableError, Watch
 
 # torch's name → the name of the element type in slots and checkpoints: safetensors' names as far as it has
 # one
@@ -26,11 +28,6 @@ _DTYPES = {
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
     "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4_E2M1X2",
 }  # fmt: skip
-
-
-def torch_module() -> Any:
-    """The user's torch if it has been imported, else None."""
-    return sys.modules.get("torch")
 
 
 class TensorCodec(Codec):
@@ -60,7 +57,9 @@ class TensorCodec(Codec):
         if size_bytes:
             place = (str(tensor.device), tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
             identity = ("torch", place, plain, tuple(tensor.shape), tensor.stride())
-        return Leaf(plain, tuple(tensor.shape), size_bytes, identity, node, _copier(torch, tensor))
+        plain_bytes = _plain_bytes(torch, tensor) if size_bytes and is_plain(tensor) else None
+        copy_to = _copier(torch, tensor)
+        return Leaf(plain, tuple(tensor.shape), size_bytes, identity, node, copy_to, plain_bytes)
 
     def _refuse_unless_plain(self, value: Any, path: str) -> str:
         torch = self._torch
@@ -92,7 +91,9 @@ class TensorCodec(Codec):
             return {TAG: "torch.device", "v": str(value)}
         return None
 
-    def make(self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...]) -> Any:
+    def make(
+        self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...], fill: Fill
+    ) -> Any:
         torch, tag = self._torch, node[TAG]
         if tag == "torch.Size":
             return torch.Size(node["v"])
@@ -101,20 +102,35 @@ class TensorCodec(Codec):
         if tag == "torch.device":
             return torch.device(node["v"])
         assert data is not None
-        if dtype not in self._by_plain:
-            raise ValueError(
-                f"the checkpoint holds a tensor of dtype {dtype}, which torch {torch.__version__} lacks"
-            )
-        made = torch.empty(tuple(shape), dtype=self._by_plain[dtype])
-        if data.nbytes:
-            flat = made.reshape(-1).view(torch.uint8)
-            _fill(torch, flat, data)
+        made = torch.empty(tuple(shape), dtype=self._dtype(dtype))
         if "stride" in node:
-            strided = torch.empty_strided(tuple(shape), tuple(node["stride"]), dtype=made.dtype)
-            made = strided.copy_(made)
+            made = torch.empty_strided(tuple(shape), tuple(node["stride"]), dtype=made.dtype)
+            made.copy_(view_of(torch, data, made.dtype, shape))
+        elif data.nbytes and numpy_module() is not None:
+            fill(made.reshape(-1).view(torch.uint8).numpy(), data)
+        elif data.nbytes:
+            made.copy_(view_of(torch, data, made.dtype, shape))
+        return self._placed(made, node)
+
+    def borrow(self, node: dict[str, Any], data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
+        if node[TAG] != "tensor":
+            return None
+        torch = self._torch
+        if not data.nbytes:
+            return self._placed(torch.empty(tuple(shape), dtype=self._dtype(dtype)), node)
+        return self._placed(view_of(torch, data, self._dtype(dtype), shape), node)
+
+    def _dtype(self, plain: str) -> Any:
+        if plain not in self._by_plain:
+            raise ValueError(
+                f"the checkpoint holds a tensor of dtype {plain}, which torch {self._torch.__version__} lacks"
+            )
+        return self._by_plain[plain]
+
+    def _placed(self, tensor: Any, node: dict[str, Any]) -> Any:
         if "device" in node:
-            made.orch_device = node["device"]  # where it lived; who loads it decides what that means
-        return made
+            tensor.orch_device = node["device"]  # where it lived; who loads it decides what that means
+        return tensor
 
 
 def _is_dense(tensor: Any) -> bool:
@@ -129,28 +145,16 @@ def _is_dense(tensor: Any) -> bool:
     return True
 
 
+def _plain_bytes(torch: Any, tensor: Any) -> Callable[[], Any] | None:
+    return None if numpy_module() is None else lambda: bytes_of(torch, tensor)
+
+
 def _copier(torch: Any, tensor: Any) -> Callable[[memoryview], None]:
     def copy_to(target: memoryview) -> None:
-        if not target.nbytes:
-            return
-        flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-        numpy = numpy_module()
-        if numpy is not None and flat.device.type == "cpu":
-            numpy.copyto(numpy.frombuffer(target, numpy.uint8), flat.numpy())  # twice torch's own copy speed
-        else:
-            torch.frombuffer(target, dtype=torch.uint8).copy_(flat)
+        if target.nbytes:
+            view_of(torch, target, tensor.dtype, tensor.shape).copy_(tensor)
 
     return copy_to
-
-
-def _fill(torch: Any, flat: Any, data: memoryview) -> None:
-    numpy = numpy_module()
-    if numpy is not None:
-        numpy.copyto(flat.numpy(), numpy.frombuffer(data, numpy.uint8))
-        return
-    with warnings.catch_warnings():  # the source is mapped read-only, and only read
-        warnings.simplefilter("ignore", UserWarning)
-        flat.copy_(torch.frombuffer(data, dtype=torch.uint8))
 
 
 class ModuleHandler(StateHandler):
@@ -161,6 +165,14 @@ class ModuleHandler(StateHandler):
 
     def problems(self, stored: Any) -> list[str]:
         return compare_arrays(self.name, stored, self.target.state_dict())
+
+    def restore_in_place(self, borrowed: Any) -> bool:
+        torch = torch_module()
+        if not loads_as_torch_does(torch, self.target):
+            return False
+        live = self.target.state_dict()
+        load_tensors(torch, [(live[key], value) for key, value in borrowed.items()])
+        return True
 
 
 class TensorHandler(StateHandler):
@@ -175,8 +187,9 @@ class TensorHandler(StateHandler):
     def problems(self, stored: Any) -> list[str]:
         return compare_arrays(self.name, {"": stored}, {"": self.target})
 
-    def restore(self, stored: Any) -> None:
-        self.target.detach().copy_(stored)
+    def restore_in_place(self, borrowed: Any) -> bool:
+        load_tensors(torch_module(), [(self.target, borrowed)])
+        return True
 
 
 class GeneratorHandler(StateHandler):
@@ -216,6 +229,24 @@ class TorchAdapter:
         if isinstance(value, torch.Generator):
             return GeneratorHandler(name, value)
         return None
+
+    def watches(self, handlers: Sequence[StateHandler]) -> list[Watch]:
+        """Guards for those whose state is torch's own to save."""
+        torch = self._torch
+        made: dict[str, Watch] = {}
+        for handler in sorted(handlers, key=lambda handler: handler.order):  # modules before optimizers
+            with contextlib.suppress(UnwatchableError):
+                if type(handler) is ModuleHandler:
+                    made[handler.name] = ModuleWatch(torch, handler.name, handler.target)
+                elif type(handler) is TensorHandler:
+                    made[handler.name] = TensorWatch(torch, handler.name, handler.target)
+                elif type(handler) is OptimizerHandler:
+                    naming = [made.get(name) for name in handler.modules]
+                    known = all(
+                        isinstance(watch, ModuleWatch) and watch.names_as_torch_does for watch in naming
+                    )
+                    made[handler.name] = OptimizerWatch(torch, handler, names_are_fixed=known)
+        return [made[handler.name] for handler in handlers if handler.name in made]
 
     def capture_random(self) -> dict[str, Any]:
         torch = self._torch

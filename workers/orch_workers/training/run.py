@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from . import rng
 from .batches import Batches
+from .devices import DeviceCopies
 from .errors import MismatchError, TrainingError
 from .loader import why_inexact
 from .metrics import Metrics
+from .planning import Planner
 from .position import Position
 from .protocol import EXIT_LEFT
-from .snapshot import Adapters, Stored, plan, write
+from .snapshot import write
+from .tensors import torch_module
 
 if TYPE_CHECKING:
     from .objects import StateHandler
     from .page import Word
     from .sink import Sink
+    from .slots import Slot
+    from .snapshot import Adapters, Stored
 
 
 class Run:
@@ -51,6 +56,8 @@ class Run:
         self._adapters = adapters
         self._skip = skip
         self._say = say
+        self._planner = Planner(handlers, adapters)
+        self._devices: DeviceCopies | None = None
         self._metrics = Metrics()
         self._position = Position()
         self._batches = Batches(self._position, adapters, say, self._inexact, self._settle)
@@ -200,13 +207,14 @@ class Run:
             self._wanted = False
             return True
         started = time.monotonic()
-        snapshot = plan(self._parts(), self._adapters.codecs(), self._meta())
+        snapshot = self._planner.snapshot(self._own(), self._meta())
         grant = self._sink.grant(snapshot.size_bytes, self.step_count, reason, wait=wait)
         if grant is None:
             self.skipped_saves += 1
             return False
         try:
-            write(snapshot, grant.slot, self._sink.generation, self.step_count)
+            devices = self._device_copies(grant.slot)
+            write(snapshot, grant.slot, self._sink.generation, self.step_count, devices)
         except BaseException as error:
             self._sink.save_failed(grant, f"{type(error).__name__}: {error}")
             raise
@@ -223,16 +231,26 @@ class Run:
         )
         return True
 
-    def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {handler.name: handler.capture() for handler in self._handlers}
-        parts["~orch"] = {
-            "kinds": {handler.name: handler.kind for handler in self._handlers},
-            "random": rng.capture(self._adapters.active()),
-            "position": self._position.to_tree(self._batches.state_of),
-            "seed": self.seed,
-            "inexact": self.inexact_reasons,
+    def _own(self) -> dict[str, Any]:
+        return {
+            "~orch": {
+                "kinds": {handler.name: handler.kind for handler in self._handlers},
+                "random": rng.capture(self._adapters.active()),
+                "position": self._position.to_tree(self._batches.state_of),
+                "seed": self.seed,
+                "inexact": self.inexact_reasons,
+            }
         }
-        return parts
+
+    def _device_copies(self, slot: Slot) -> DeviceCopies | None:
+        """For a process that uses CUDA: the slot is made known to it before anything is copied."""
+        torch = torch_module()
+        if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+            return None
+        if self._devices is None:
+            self._devices = DeviceCopies(torch, lambda message: self.note("warning", message))
+        self._devices.prepare(slot)
+        return self._devices
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -255,14 +273,15 @@ class Run:
             (handler for handler in self._handlers if kinds.get(handler.name) == handler.kind),
             key=lambda handler: handler.order,
         )
-        parts = {handler.name: stored.part(handler.name) for handler in fitting}
+        borrowed = {handler.name: stored.borrowed(handler.name) for handler in fitting}
         for handler in fitting:
-            problems += handler.problems(parts[handler.name])
+            problems += handler.problems(borrowed[handler.name])
         if problems:
             raise MismatchError(label, problems)
         for handler in fitting:
             try:
-                handler.restore(parts.pop(handler.name))
+                if not handler.restore_in_place(borrowed.pop(handler.name)):
+                    handler.restore(stored.part(handler.name))
             except Exception as error:
                 raise MismatchError(label, [f"{handler.name} does not take its state: {error}"]) from error
         self.seed = self._batches.seed = stored.part("~orch", "seed")
@@ -274,6 +293,14 @@ class Run:
         self._batches.random_now = random
         self._position.load(stored.part("~orch", "position"))
         self.step_count = self.restored_step = self._saved_step = stored.step
+
+    def leave_out(self, steps: int) -> None:
+        """After a rollback: the data of the next `steps` steps is passed over."""
+        if steps:
+            self._batches.leave_out(steps)
+            self._inexact(
+                f"it was rolled back to step {self.step_count}, and the data of {steps} steps left out"
+            )
 
     def _compare_arguments(self, kinds: dict[str, str]) -> list[str]:
         found = []

@@ -17,9 +17,9 @@ from .errors import MismatchError, TrainingError
 from .loader import is_torch_loader
 from .objects import StateHandler, make_handler
 from .protocol import ENV_SOCKET, EXIT_LEFT
-from .pytorch import torch_module
 from .run import Run
 from .snapshot import Adapters, Stored, plan
+from .tensors import torch_module
 
 if TYPE_CHECKING:
     from .sink import Sink
@@ -135,6 +135,7 @@ def _restore(run: Run, sink: Sink, adapters: Adapters) -> None:
     stored = Stored(point.path, adapters.codecs())
     try:
         run.load(stored, f"of step {stored.step} (generation {point.generation})")
+        run.leave_out(point.skip)
     except MismatchError as error:
         sink.mismatch(str(error))
         raise

@@ -20,12 +20,15 @@ class Rules(NamedTuple):
 
 
 class RestorePoint(NamedTuple):
-    """A READY slot file to restore from. source: ``memory`` or ``storage``."""
+    """A READY slot file to restore from. source: ``memory`` or ``storage``. skip: how many steps' data is left out
+    then.
+    """
 
     path: str
     source: str
     generation: str
     step: int
+    skip: int = 0
 
 
 class Grant(NamedTuple):

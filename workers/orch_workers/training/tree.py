@@ -44,8 +44,13 @@ NAME_CHARACTERS_MAX = 2_000
 _INT_PLAIN_MAX = 1 << 53
 _FACTORIES = {t.__name__: t for t in (int, float, str, list, dict, set, tuple, bool, bytes)}
 
+_PLAIN_NODE = (TAG, "entry")
+"""Keys of a node that says nothing but which entry it is."""
+
 Json = Any
 Make = Callable[[Dict[str, Any], "Decoder"], Any]
+Fill = Callable[[Any, memoryview], None]
+"""Copies bytes into a flat, writable array of bytes (of NumPy or torch) of the same length."""
 
 
 class Leaf(NamedTuple):
@@ -57,6 +62,8 @@ class Leaf(NamedTuple):
     identity: Hashable | None
     node: dict[str, Any]
     copy_to: Callable[[memoryview], None]
+    plain: Callable[[], Any] | None = None
+    """Gives the bytes as one NumPy array that shares the value's memory; None where they are not one run."""
 
 
 class Entry(NamedTuple):
@@ -75,16 +82,26 @@ class Codec:
     def node(self, value: Any) -> dict[str, Any] | None:
         return None
 
-    def make(self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...]) -> Any:
+    def make(
+        self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...], fill: Fill
+    ) -> Any:
+        """A value with memory of its own; `fill` may run after this has returned."""
         raise NotImplementedError
+
+    def borrow(self, node: dict[str, Any], data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
+        """The same value as a view of `data`, laid out in C order; None for what cannot be one."""
+        return None
 
 
 class Encoder:
-    """Writes values of one snapshot; `entries` collects what goes to the data region, in order."""
+    """Writes values of one snapshot; `entries` collects what goes to the data region, in order. `base`: an
+    encoder whose entries are in the snapshot too.
+    """
 
-    def __init__(self, codecs: Sequence[Codec] = ()) -> None:
+    def __init__(self, codecs: Sequence[Codec] = (), base: Encoder | None = None) -> None:
         self.entries: list[Entry] = []
         self._codecs = codecs
+        self._base = base
         self._by_identity: dict[Hashable, str] = {}
         self._names: set[str] = set()
 
@@ -168,11 +185,12 @@ class Encoder:
         return {TAG: "bytes", "entry": self._entry(path, leaf)}
 
     def _entry(self, path: str, leaf: Leaf) -> str:
-        if leaf.identity is not None and leaf.identity in self._by_identity:
-            return self._by_identity[leaf.identity]
+        known = None if leaf.identity is None else self.known(leaf.identity)
+        if known is not None:
+            return known
         path = path[:NAME_CHARACTERS_MAX]
         name, number = path, 1
-        while name in self._names:  # keys with dots in them can make two paths read the same
+        while self.is_taken(name):  # keys with dots in them can make two paths read the same
             number += 1
             name = f"{path}~{number}"
         self._names.add(name)
@@ -181,19 +199,34 @@ class Encoder:
         self.entries.append(Entry(name, leaf))
         return name
 
+    def known(self, identity: Hashable) -> str | None:
+        """The entry that has this memory, if there is one."""
+        found = self._by_identity.get(identity)
+        return found if found is not None or self._base is None else self._base.known(identity)
+
+    def is_taken(self, name: str) -> bool:
+        return name in self._names or (self._base is not None and self._base.is_taken(name))
+
 
 class Decoder:
     """Reads values back. `fetch(entry)` gives (bytes, dtype, shape) of an entry of the data region.
 
-    An entry that is met twice gives the same object twice, so what shared memory shares it again.
+    An entry that is met twice gives the same object twice, so what shared memory shares it again. `fill` copies
+    bytes from an entry to a value that was made for them. `borrow`: arrays are views of the entries where they
+    can be.
     """
 
     def __init__(
         self,
         fetch: Callable[[str], tuple[memoryview, str, tuple[int, ...]]],
         codecs: Sequence[Codec] = (),
+        *,
+        fill: Fill | None = None,
+        borrow: bool = False,
     ) -> None:
         self._fetch = fetch
+        self._fill = fill or fill_now
+        self._borrow = borrow
         self._by_tag = {tag: codec for codec in codecs for tag in codec.tags}
         self._made: dict[tuple[str, str], Any] = {}
 
@@ -213,10 +246,12 @@ class Decoder:
         if codec is None:
             raise ValueError(f"the checkpoint holds a value of kind {tag!r}, and nothing here can read it")
         if "entry" not in tree:
-            return codec.make(tree, None, "", ())
-        key = (tree["entry"], json.dumps(tree, sort_keys=True))
+            return codec.make(tree, None, "", (), self._fill)
+        key = (tree["entry"], json.dumps(tree, sort_keys=True) if len(tree) > len(_PLAIN_NODE) else "")
         if key not in self._made:
-            self._made[key] = codec.make(tree, *self._fetch(tree["entry"]))
+            found = self._fetch(tree["entry"])
+            made = codec.borrow(tree, *found) if self._borrow else None
+            self._made[key] = codec.make(tree, *found, self._fill) if made is None else made
         return self._made[key]
 
     def forget(self) -> None:
@@ -227,6 +262,11 @@ class Decoder:
         if "entry" in node:
             return bytes(self._fetch(node["entry"])[0])
         return base64.b64decode(node["v"])
+
+
+def fill_now(target: Any, data: memoryview) -> None:
+    """A `Fill` that copies at once, one element after another."""
+    memoryview(target)[:] = data
 
 
 def _bytes_copier(value: bytes) -> Callable[[memoryview], None]:
