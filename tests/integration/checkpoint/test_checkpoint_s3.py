@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 
@@ -20,9 +21,9 @@ from orch_workers.checkpoint import (
     open_storage,
 )
 from orch_workers.checkpoint import format as checkpoint_format
-from orch_workers.checkpoint.storage import UPLOAD_PART_BYTES
+from orch_workers.checkpoint import s3 as native
 from support import snapshots
-from support.seaweed import SeaweedFS
+from support.seaweed import BUCKET, SeaweedFS
 
 pytestmark = pytest.mark.integration
 
@@ -44,12 +45,8 @@ def commit_at(catalog, tmp_path, generation, step, *, seed=None):
         slot.close()
 
 
-def put(storage, path, data):
-    """Overwrites, as no code of ours can."""
-    storage._fs.pipe_file(storage._full(path), data)
-
-
-def test_objects(s3):
+def test_objects(either):
+    s3 = either
     s3.check_writable()
     assert s3.list() == []
     assert s3.list("nothing") == []
@@ -79,26 +76,71 @@ def test_objects(s3):
     assert not s3.exists("a/b")
 
 
-def test_an_upload_in_parts_is_refused_as_well(s3):
-    first = random.Random(1).randbytes(2 * UPLOAD_PART_BYTES + 1)
-    second = bytes(len(first))
-    results = []
-    barrier = threading.Barrier(2)
+@pytest.mark.parametrize("size_bytes", [100, 9 << 20])
+def test_of_many_writers_one_wins(either, size_bytes):
+    """Of the manifest's size, and of a shard's: nothing is replaced, and no winner's bytes are mixed."""
+    contents = [random.Random(number).randbytes(size_bytes) for number in range(8)]
+    won = []
+    barrier = threading.Barrier(len(contents))
 
-    def write(data):
+    def write(number):
         barrier.wait(20)
-        try:
-            results.append(s3.create("large", data))
-        except AlreadyExists:
-            results.append(None)
+        with contextlib.suppress(AlreadyExists):
+            assert either.create("x", [contents[number][:7], contents[number][7:]]) is True
+            won.append(number)
 
-    threads = [threading.Thread(target=write, args=(data,)) for data in (first, second)]
+    in_threads(write, range(len(contents)))
+    [winner] = won
+    assert either.read("x") == contents[winner]
+
+
+def test_what_one_put_cannot_take_goes_up_in_parts(s3, monkeypatch):
+    parts_of(s3, monkeypatch)
+    content = random.Random(1).randbytes((11 << 20) + 3)
+    assert s3.create("x", [content[: 6 << 20], content[6 << 20 :]]) is True
+    assert s3.create("x", content) is False
+    with pytest.raises(AlreadyExists):
+        s3.create("x", bytes(len(content)))
+    assert s3.read("x") == content
+    assert [entry.path for entry in s3.list()] == ["x"]
+
+
+def parts_of(storage, monkeypatch):
+    monkeypatch.setattr(storage, "fenced_bytes_max", 1 << 20)
+    monkeypatch.setattr(native, "PART_BYTES_MIN", 5 << 20)
+
+
+def test_parts_of_an_upload_that_fails_are_taken_away(s3, monkeypatch):
+    parts_of(s3, monkeypatch)
+    upload_part = s3._client.upload_part
+
+    def second_fails(PartNumber, **given):  # noqa: N803 - as S3 names it
+        if PartNumber == 2:
+            raise TimeoutError("no answer")
+        return upload_part(PartNumber=PartNumber, **given)
+
+    monkeypatch.setattr(s3._client, "upload_part", second_fails)
+    with pytest.raises(StorageUnavailable, match="no answer"):
+        s3.create("x", bytes(11 << 20))
+    prefix = s3._key("x")
+    assert not s3._client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix).get("Uploads")
+
+
+def in_threads(call, values):
+    failures = []
+
+    def one(value):
+        try:
+            call(value)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(value,)) for value in values]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert sorted(results, key=str) == [None, True]
-    assert s3.read("large") in (first, second)
+    assert failures == []
 
 
 def test_refusals_are_sentences(seaweed):
@@ -124,7 +166,7 @@ def test_round_trip_in_several_shards(catalog, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
-def test_a_damaged_shard_is_quarantined_and_the_next_older_used(catalog, tmp_path, damage):
+def test_a_damaged_shard_is_quarantined_and_the_next_older_used(catalog, tmp_path, seaweed, damage):
     catalog.begin_generation(G1)
     for step in (5, 10):
         commit_at(catalog, tmp_path, G1, step)
@@ -132,9 +174,9 @@ def test_a_damaged_shard_is_quarantined_and_the_next_older_used(catalog, tmp_pat
     data = bytearray(catalog.storage.read(path))
     if damage == "flipped":
         data[3000] ^= 1
-        put(catalog.storage, path, bytes(data))
+        seaweed.overwrite(catalog.storage, path, bytes(data))
     elif damage == "truncated":
-        put(catalog.storage, path, bytes(data[:-1]))
+        seaweed.overwrite(catalog.storage, path, bytes(data[:-1]))
     else:
         catalog.storage.delete(path)
     found = find_and_restore(catalog, 0, tmp_path / "restore")
@@ -145,13 +187,13 @@ def test_a_damaged_shard_is_quarantined_and_the_next_older_used(catalog, tmp_pat
 
 
 def test_an_error_after_the_write_has_landed_is_a_success(s3, monkeypatch):
-    pipe = type(s3)._pipe
+    put_object = s3._client.put_object
 
-    def landed_but_unheard(storage, full, body):
-        pipe(storage, full, body)
+    def landed_but_unheard(**given):
+        put_object(**given)
         raise TimeoutError("no answer")
 
-    monkeypatch.setattr(type(s3), "_pipe", landed_but_unheard)
+    monkeypatch.setattr(s3._client, "put_object", landed_but_unheard)
     assert s3.create("x", b"12") is True
     assert s3.create("x", b"12") is False
     with pytest.raises(AlreadyExists):

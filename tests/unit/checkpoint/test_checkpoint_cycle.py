@@ -123,6 +123,20 @@ def test_many_shards_are_one_snapshot(catalog, tmp_path, monkeypatch):
     assert snapshots.arrays_in(found.path) == snapshots.arrays_of(snapshots.state(5))
 
 
+def test_a_shard_too_large_to_be_fenced_has_a_name_of_its_own(catalog, tmp_path, monkeypatch):
+    """Two writers of the same step then never write to the same name."""
+    monkeypatch.setattr(catalog.storage, "fenced_bytes_max", 1000)
+    catalog.begin_generation(G1)
+    for _ in range(2):
+        commit_at(catalog, tmp_path, 5)
+        for kind in ("manifests", "ranks"):
+            only(catalog, kind).unlink()
+    commit_at(catalog, tmp_path, 5)
+    assert len({entry.path for entry in catalog.storage.list(catalog.path("shards"))}) == 3
+    found = find_and_restore(catalog, 0, tmp_path / "restore")
+    assert snapshots.arrays_in(found.path) == snapshots.arrays_of(snapshots.state(5))
+
+
 def test_ranks_write_their_parts_and_the_leader_commits(catalog, tmp_path):
     catalog.begin_generation(G1)
     for rank in range(3):
@@ -205,7 +219,7 @@ def lie(path, change):
 def damages():
     """name → (what is done to the newest checkpoint, what the reason says)."""
     return {
-        "flipped byte of a tensor": (lambda f: flip(f["shard"], 2000), "model.weight.*do not match"),
+        "flipped byte of a tensor": (lambda f: flip(f["shard"], 6000), "model.weight.*do not match"),
         "flipped byte of a header": (lambda f: flip(f["shard"], 40), "header does not match"),
         "truncated shard": (
             lambda f: f["shard"].write_bytes(f["shard"].read_bytes()[:-1]),

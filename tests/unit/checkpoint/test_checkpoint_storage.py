@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pickle
+import sys
 import threading
 
 import pytest
@@ -15,7 +16,9 @@ from orch_workers.checkpoint import (
     NotFound,
     StorageRefused,
     StorageUnavailable,
+    direct,
     open_storage,
+    s3,
 )
 from orch_workers.checkpoint import local as local_module
 
@@ -121,7 +124,7 @@ def test_errors_by_kind(storage, monkeypatch):
     def full(descriptor, buffers):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(local_module, "_write_all", full)
+    monkeypatch.setattr(direct, "write_all", full)
     with pytest.raises(StorageUnavailable, match="No space left"):
         storage.create("x", b"x")
     assert files(storage) == ["file"]
@@ -215,22 +218,88 @@ def test_unfenced_opens_what_fsspec_opens():
     assert storage.list() == []
 
 
-def test_credentials_are_given_explicitly_and_not_shown():
-    env = {
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "hush",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:2",
-        "AWS_REGION": "eu-west-1",
+ENV = {
+    "AWS_ACCESS_KEY_ID": "id",
+    "AWS_SECRET_ACCESS_KEY": "hush",
+    "AWS_SESSION_TOKEN": "token",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:2",
+    "AWS_REGION": "eu-west-1",
+}
+
+
+def test_credentials_are_given_explicitly_and_not_shown(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the agent's own")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:3")
+    storage = open_storage("s3://bucket/a/b/", {"addressing_style": "path"}, ENV)
+    client = storage._client
+    credentials = client._get_credentials()
+    assert (credentials.access_key, credentials.secret_key, credentials.token) == ("id", "hush", "token")
+    assert client.meta.endpoint_url == "http://127.0.0.1:2"
+    assert client.meta.region_name == "eu-west-1"
+    assert client.meta.config.s3["addressing_style"] == "path"
+    assert "hush" not in repr(storage)
+    assert open_storage("s3a://bucket/a/b/", {}, ENV)._client is not client
+    assert storage.url == "s3://bucket/a/b"
+
+
+def test_options_win_over_the_jobs_variables():
+    given = {
+        "key": "other",
+        "region": "us-east-2",
+        "endpoint_url": "http://127.0.0.1:4",
+        "client_kwargs": {"verify": False},
+        "config_kwargs": {"read_timeout": 7, "s3": {"payload_signing_enabled": True}},
     }
-    storage = open_storage("s3://bucket/a/b/", {"addressing_style": "path"}, env)
-    filesystem = storage._fs
+    client = open_storage("s3://bucket", given, ENV)._client
+    assert client._get_credentials().access_key == "other"
+    assert (client.meta.region_name, client.meta.endpoint_url) == ("us-east-2", "http://127.0.0.1:4")
+    assert client.meta.config.read_timeout == 7
+    assert client.meta.config.s3 == {"payload_signing_enabled": True}
+
+
+def test_options_that_only_s3fs_knows_are_served_by_s3fs():
+    filesystem = open_storage("s3://bucket/a", {"requester_pays": True}, ENV)._fs
     assert (filesystem.key, filesystem.secret, filesystem.endpoint_url) == (
         "id",
         "hush",
         "http://127.0.0.1:2",
     )
     assert filesystem.client_kwargs["region_name"] == "eu-west-1"
-    assert "hush" not in repr(storage)
-    assert open_storage("s3://bucket/a/b/", {}, env)._fs is not filesystem
-    assert storage.url == "s3://bucket/a/b"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"profile": "no-such-profile"}, "no-such-profile"),
+        ({"endpoint_url": "127.0.0.1:1"}, "Invalid endpoint"),
+    ],
+)
+def test_what_the_client_refuses_at_once_is_a_sentence(options, reason):
+    with pytest.raises(StorageRefused, match=reason):
+        open_storage("s3://bucket", options)
+
+
+def test_without_the_extra_the_sentence_says_what_to_install(monkeypatch):
+    for module in ("botocore.session", "s3fs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for options in ({}, {"requester_pays": True}):
+        with pytest.raises(StorageRefused, match=r"needs s3fs; install it with: pip install 'orch\[s3\]'"):
+            open_storage("s3://bucket", options)
+
+
+def test_a_body_is_its_buffers_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(s3, "SEND_BYTES", 3)
+    whole = b"0123456789abc"
+    body = s3.Body([memoryview(whole[:5]), memoryview(whole[5:6]), memoryview(whole[6:])])
+
+    def everything(body):
+        return b"".join(iter(body.read, b""))
+
+    assert len(body) == len(whole)
+    assert everything(body) == whole
+    assert bytes(body.read()) == b""
+    assert (body.seek(4), everything(body)) == (4, whole[4:])
+    assert (body.seek(-2, 2), everything(body), body.tell()) == (11, whole[11:], 13)
+    assert [everything(body.part(at, 4)) for at in range(0, 13, 4)] == [b"0123", b"4567", b"89ab", b"c"]
+    assert len(body.part(8, 100)) == 5

@@ -15,6 +15,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orch_workers.checkpoint.chain import Generation, strict_generation
+from orch_workers.checkpoint.direct import BLOCK_BYTES
 from orch_workers.checkpoint.errors import Damaged, WrittenByNewer
 from orch_workers.training.slots import ALIGNMENT_BYTES, META_BYTES_MAX
 
@@ -146,6 +147,8 @@ def is_native(dtype: str) -> bool:
 
 def digests_of(view: memoryview) -> tuple[str, ...]:
     """xxh3-128 of each 8 MiB of `view`."""
+    if len(view) <= DIGEST_CHUNK_BYTES:  # nearly all of many small tensors
+        return (xxhash.xxh3_128_hexdigest(view),) if len(view) else ()
     return tuple(
         xxhash.xxh3_128_hexdigest(view[at : at + DIGEST_CHUNK_BYTES])
         for at in range(0, len(view), DIGEST_CHUNK_BYTES)
@@ -175,12 +178,16 @@ def check_entries(entries: Iterable[dict[str, Any]], data_bytes: int) -> list[di
     return ordered
 
 
-def cut(ordered: Sequence[dict[str, Any]], data_bytes: int) -> list[Piece]:
-    """Divides a snapshot's layout into shards. Together they are [0, data_bytes), each beginning aligned."""
+def cut(ordered: Sequence[dict[str, Any]], data_bytes: int, shard_bytes: int | None = None) -> list[Piece]:
+    """Divides a snapshot's layout into shards. Together they are [0, data_bytes), each beginning aligned.
+
+    A shard ends with the entry that reaches `shard_bytes`, which is at most SHARD_BYTES_TARGET.
+    """
+    target = min(SHARD_BYTES_TARGET, shard_bytes or SHARD_BYTES_TARGET)
     pieces: list[Piece] = []
     start, pending = 0, list[dict[str, Any]]()
     for entry in ordered:
-        full = entry["offset"] - start >= SHARD_BYTES_TARGET or len(pending) >= SHARD_ENTRIES_MAX
+        full = entry["offset"] - start >= target or len(pending) >= SHARD_ENTRIES_MAX
         if pending and full and entry["size_bytes"]:
             pieces.append(Piece(start, entry["offset"], tuple(pending)))
             start, pending = entry["offset"], []
@@ -190,11 +197,14 @@ def cut(ordered: Sequence[dict[str, Any]], data_bytes: int) -> list[Piece]:
     return pieces
 
 
-def shard_header(piece: Piece, metadata: dict[str, str]) -> bytes:
-    """Length and header of a safetensors file whose data region is the piece's stretch; a multiple of 64
-    bytes.
-    """
-    document: dict[str, Any] = {"__metadata__": metadata}
+def shard_header(piece: Piece, metadata: dict[str, str], phase: int = 0) -> bytes:
+    """Length and header of a safetensors file whose data region is the piece's stretch."""
+    return pack_header(header_entries(piece), metadata, phase)
+
+
+def header_entries(piece: Piece) -> str:
+    """The header's JSON without its metadata and its closing brace."""
+    document: dict[str, Any] = {}
     position, pads = piece.start, 0
     for entry in piece.entries:
         offset, size = entry["offset"], entry["size_bytes"]
@@ -210,8 +220,18 @@ def shard_header(piece: Piece, metadata: dict[str, str]) -> bytes:
         position = offset + size
     if piece.end > position:
         document[f"{PAD_PREFIX}{pads}"] = _pad(position - piece.start, piece.end - piece.start)
-    encoded = json.dumps(document, separators=(",", ":")).encode()
-    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT_BYTES)
+    return json.dumps(document, separators=(",", ":"))[1:-1]
+
+
+def pack_header(entries: str, metadata: dict[str, str], phase: int = 0) -> bytes:
+    """The header, filled up with spaces to a multiple of 64 that is `phase` bytes into a block of 4096.
+
+    `phase`, a multiple of 64, is where the data begins within a page of memory: it then begins at the same
+    place of a block of the file, and the disk can take it from memory as it lies (direct.py).
+    """
+    described = json.dumps({"__metadata__": metadata}, separators=(",", ":"))[:-1]
+    encoded = (f"{described},{entries}}}" if entries else f"{described}}}").encode()
+    encoded += b" " * ((phase - 8 - len(encoded)) % BLOCK_BYTES)
     if len(encoded) > HEADER_BYTES_MAX:
         raise ValueError(
             f"the header of a shard would have {len(encoded)} bytes; {HEADER_BYTES_MAX} is the limit"
@@ -225,6 +245,16 @@ def _pad(start: int, end: int) -> dict[str, Any]:
 
 def encode(record: _Record) -> bytes:
     return sealed(json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode())
+
+
+def encode_rank(manifest: RankManifest, tensors: Sequence[str]) -> bytes:
+    """A rank's manifest with `tensors`, JSON objects in rows, in place of its own: 20,000 of them as records
+    would take longer to make than their bytes to write.
+    """
+    document = json.dumps(_plain(manifest), separators=(",", ":"), allow_nan=False)
+    before, found, after = document.partition('"tensors":[]')
+    assert found, "the manifest has tensors of its own"
+    return sealed(f'{before}"tensors":[{",".join(tensors)}]{after}'.encode())
 
 
 _SEAL = b',"digest":"'

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orch_workers.checkpoint import direct as direct_io
 from orch_workers.checkpoint.errors import (
     AlreadyExists,
     NotFound,
@@ -26,8 +27,6 @@ from orch_workers.checkpoint.objects import TEMPORARY_PREFIX, Entry, Storage, ch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WRITEV_BUFFERS_MAX = 512
-"""Buffers per system call (IOV_MAX is 1024)."""
 FOLDER_TRIES_MAX = 50
 """A folder may be pruned by a deletion between its making and its use; so often it is made again."""
 
@@ -52,7 +51,7 @@ class LocalStorage(Storage):
             descriptor, made = self._open_in_folder(temporary)
             try:
                 try:
-                    _write_all(descriptor, buffers)
+                    direct_io.write_all(descriptor, buffers)
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
@@ -147,20 +146,16 @@ class LocalStorage(Storage):
 
     def read_into(self, path: str, start: int, view: memoryview) -> int:
         target = self._file(path)
-        done = 0
         try:
-            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while done < len(view):
-                    count = os.preadv(descriptor, [view[done:]], start + done)
-                    if count == 0:
-                        break
-                    done += count
-            finally:
-                os.close(descriptor)
+            with contextlib.ExitStack() as opened:
+                descriptor = _open_to_read(target, opened)
+                direct = None
+                if len(view) >= direct_io.DIRECT_BYTES_MIN:
+                    with contextlib.suppress(OSError):  # a file system without it
+                        direct = _open_to_read(target, opened, os.O_DIRECT)
+                return direct_io.read_into(descriptor, start, view, direct=direct)
         except OSError as error:
             raise _translated(error, f"cannot read {target}") from error
-        return done
 
     def delete(self, path: str) -> None:
         target = self._file(path)
@@ -242,16 +237,10 @@ def _make_folder(folder: Path) -> set[Path]:
     return set(missing)
 
 
-def _write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
-    pending = [b for b in buffers if len(b)]
-    first = 0
-    while first < len(pending):
-        written = os.writev(descriptor, pending[first : first + WRITEV_BUFFERS_MAX])
-        while first < len(pending) and written >= len(pending[first]):
-            written -= len(pending[first])
-            first += 1
-        if written:
-            pending[first] = pending[first][written:]
+def _open_to_read(target: Path, opened: contextlib.ExitStack, flags: int = 0) -> int:
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | flags)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _sync_folder(folder: Path) -> None:

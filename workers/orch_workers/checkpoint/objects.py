@@ -38,6 +38,17 @@ class Entry(NamedTuple):
 class Storage(ABC):
     """Paths are relative, with `/`. Every method raises one of the `StorageError`s and nothing else."""
 
+    shard_bytes = 256 << 20
+    """A shard ends with the tensor that reaches this."""
+    writes_at_once = 2
+    """Shards that are written beside one another; what a write holds in memory counts so many times."""
+    reads_at_once = 4
+    """Reads under way while a checkpoint is restored."""
+    fenced_bytes_max = 1 << 62
+    """Of two writers of one name, each with an object above this, both may win: whoever writes such a one
+    chooses a name that nobody else has.
+    """
+
     def __init__(self, url: str, *, unfenced: bool = False) -> None:
         self.url = url
         self.unfenced = unfenced
@@ -62,9 +73,12 @@ class Storage(ABC):
         buffers = [memoryview(part).cast("B") for part in parts if len(part)]
         try:
             self._create(path, buffers)
-        except AlreadyExists:
-            if not self._holds(path, buffers):
-                raise
+        except AlreadyExists as error:
+            try:
+                if not self._holds(path, buffers):
+                    raise
+            except NotFound as gone:
+                raise StorageUnavailable(f"{error}; but it is not there") from gone
             self.settle(path)
             return False
         except StorageUnavailable:

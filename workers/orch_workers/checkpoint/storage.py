@@ -11,36 +11,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from orch_workers.checkpoint.errors import (
-    AlreadyExists,
-    NotFound,
-    StorageError,
-    StorageRefused,
-    StorageUnavailable,
-)
+from orch_workers.checkpoint.client_errors import status_of, translated
+from orch_workers.checkpoint.errors import AlreadyExists, NotFound, StorageRefused
 from orch_workers.checkpoint.objects import Entry, Storage, checked_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Entry", "FsspecStorage", "S3Storage", "Storage", "open_storage"]
+__all__ = ["Entry", "FsspecStorage", "S3FsStorage", "Storage", "open_storage"]
 
+JOINED_SHARD_BYTES = 64 << 20
+JOINED_AT_ONCE = 2
+"""fsspec wants an object in one piece of memory: these are the limit of what is copied together for that. One
+tensor that is larger is copied whole.
+"""
 UPLOAD_PART_BYTES = 16 << 20
 UPLOAD_PARTS_AT_ONCE = 16
+S3_PUT_BYTES_MAX = 5 << 30
+"""S3's limit for one PUT; s3fs uploads what is larger in parts."""
 LOOK_FIRST_BYTES = 1 << 20
 """From this size on it is cheaper to look before an upload that would be refused at its end."""
-CONNECTIONS_MAX = 32
-CONNECT_LIMIT_S = 10
-READ_LIMIT_S = 60
-TRIES_OF_REQUEST_MAX = 3
 TRIES_OF_CLIENT_MAX = 2
-"""botocore tries a request so often, and s3fs botocore; short, because whoever commits tries again above
-that, for as long as it wants.
-"""
+"""s3fs tries again what botocore has; short, because whoever commits tries again above that."""
 
 
 class FsspecStorage(Storage):
     """Any fsspec file system whose `pipe_file(mode="create")` refuses to replace."""
+
+    shard_bytes = JOINED_SHARD_BYTES
+    writes_at_once = JOINED_AT_ONCE
 
     def __init__(self, url: str, filesystem: Any, root: str, *, unfenced: bool = False) -> None:
         super().__init__(url, unfenced=unfenced)
@@ -57,7 +56,7 @@ class FsspecStorage(Storage):
         try:
             self._pipe(self._full(path), body)
         except Exception as error:
-            raise _translated(error, f"cannot write {self.url}/{path}") from error
+            raise translated(error, f"cannot write {self.url}/{path}") from error
 
     def _pipe(self, full: str, body: bytes) -> None:
         self._fs.pipe_file(full, body, mode="create")
@@ -66,7 +65,7 @@ class FsspecStorage(Storage):
         try:
             info = self._fs.info(self._full(path))
         except Exception as error:
-            raise _translated(error, f"cannot read {self.url}/{path}") from error
+            raise translated(error, f"cannot read {self.url}/{path}") from error
         if info["type"] != "file":
             raise NotFound(f"{self.url}/{path} is a folder")
         return int(info["size"])
@@ -77,9 +76,9 @@ class FsspecStorage(Storage):
         try:
             found: bytes = self._fs.cat_file(self._full(path), start=start, end=end)
         except Exception as error:
-            if _status(error) == 416:  # the range begins behind the end
+            if status_of(error) == 416:  # the range begins behind the end
                 return b""
-            raise _translated(error, f"cannot read {self.url}/{path}") from error
+            raise translated(error, f"cannot read {self.url}/{path}") from error
         return found
 
     def delete(self, path: str) -> None:
@@ -88,7 +87,7 @@ class FsspecStorage(Storage):
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _translated(error, f"cannot delete {self.url}/{path}") from error
+            raise translated(error, f"cannot delete {self.url}/{path}") from error
 
     def list(self, prefix: str = "") -> list[Entry]:
         try:
@@ -96,7 +95,7 @@ class FsspecStorage(Storage):
         except FileNotFoundError:
             found = {}
         except Exception as error:
-            raise _translated(error, f"cannot list {self.url}/{prefix}") from error
+            raise translated(error, f"cannot list {self.url}/{prefix}") from error
         if not found:
             self._assert_present()
         skip = len(self._root) + 1
@@ -111,12 +110,16 @@ class FsspecStorage(Storage):
         """Raises when an empty list may only mean that there is no such place."""
 
 
-class S3Storage(FsspecStorage):
-    """S3 and what speaks it, by s3fs."""
+class S3FsStorage(FsspecStorage):
+    """S3 by s3fs, for options that only s3fs knows; without them s3.py serves, faster."""
+
+    fenced_bytes_max = S3_PUT_BYTES_MAX
 
     def _pipe(self, full: str, body: bytes) -> None:
+        # In one PUT as long as S3 takes it: of two uploads in parts both may win.
+        part_bytes = max(UPLOAD_PART_BYTES, len(body) if len(body) <= self.fenced_bytes_max else 0)
         self._fs.pipe_file(
-            full, body, mode="create", chunksize=UPLOAD_PART_BYTES, max_concurrency=UPLOAD_PARTS_AT_ONCE
+            full, body, mode="create", chunksize=part_bytes, max_concurrency=UPLOAD_PARTS_AT_ONCE
         )
 
     def _assert_present(self) -> None:
@@ -124,10 +127,10 @@ class S3Storage(FsspecStorage):
         try:
             self._fs.call_s3("head_bucket", Bucket=bucket)
         except Exception as error:
-            translated = _translated(error, f"cannot list {self.url}")
-            if isinstance(translated, NotFound):
+            ours = translated(error, f"cannot list {self.url}")
+            if isinstance(ours, NotFound):
                 raise StorageRefused(f"{self.url}: there is no bucket {bucket!r}") from error
-            raise translated from error
+            raise ours from error
 
 
 def open_storage(
@@ -155,7 +158,7 @@ def open_storage(
 
         path = unquote(url.removeprefix("file://")) if "://" in url else url
         return LocalStorage(Path(path), unfenced=unfenced)
-    if protocol == "s3":
+    if protocol in {"s3", "s3a"}:
         return _open_s3(url, given, env or {}, unfenced=unfenced)
     if not unfenced:
         raise StorageRefused(
@@ -167,31 +170,38 @@ def open_storage(
 
 
 def _open_s3(url: str, options: dict[str, Any], env: Mapping[str, str], *, unfenced: bool) -> Storage:
-    try:
-        from s3fs import S3FileSystem
-    except ImportError as error:
-        raise StorageRefused(f"{url}: needs s3fs; install it with: pip install 'orch[s3]'") from error
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise StorageRefused(f"{url}: names no bucket; write s3://bucket/prefix")
+    bucket, _, prefix = url.partition("://")[2].partition("/")
+    prefix = prefix.strip("/")
     for name, variable in _S3_VARIABLES:
         if env.get(variable):
             options.setdefault(name, env[variable])
+    try:
+        from orch_workers.checkpoint import s3
+
+        if not bucket:
+            raise StorageRefused(f"{url}: names no bucket; write s3://bucket/prefix")
+        if set(options) <= s3.OPTIONS:
+            return s3.S3Storage(s3.open_client(options), bucket, prefix, unfenced=unfenced)
+        return _open_s3fs(f"{bucket}/{prefix}".rstrip("/"), options, unfenced=unfenced)
+    except ImportError as error:
+        raise StorageRefused(f"{url}: needs s3fs; install it with: pip install 'orch[s3]'") from error
+    except StorageRefused:
+        raise
+    except Exception as error:
+        raise StorageRefused(f"{url}: cannot be opened: {error}") from error
+
+
+def _open_s3fs(root: str, options: dict[str, Any], *, unfenced: bool) -> Storage:
+    from s3fs import S3FileSystem
+
+    from orch_workers.checkpoint import s3
+
+    config = s3.config_options(options)
     client = dict(options.pop("client_kwargs", {}))
     if region := options.pop("region", None):
         client.setdefault("region_name", region)
-    config = {
-        "connect_timeout": CONNECT_LIMIT_S,
-        "read_timeout": READ_LIMIT_S,
-        "max_pool_connections": CONNECTIONS_MAX,
-        "retries": {"mode": "standard", "total_max_attempts": TRIES_OF_REQUEST_MAX},
-        # Checksums of the client cost most of an upload's time (FIELD.md); the manifest has our own.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-        **dict(options.pop("config_kwargs", {})),
-    }
-    if style := options.pop("addressing_style", None):
-        config["s3"] = {"addressing_style": style}
+    for ours in ("addressing_style", "config_kwargs"):
+        options.pop(ours, None)
     filesystem = S3FileSystem(
         **options,
         client_kwargs=client,
@@ -200,8 +210,7 @@ def _open_s3(url: str, options: dict[str, Any], env: Mapping[str, str], *, unfen
         skip_instance_cache=True,
     )
     filesystem.retries = TRIES_OF_CLIENT_MAX
-    root = f"{bucket}/{prefix.strip('/')}".rstrip("/")
-    return S3Storage(f"s3://{root}", filesystem, root, unfenced=unfenced)
+    return S3FsStorage(f"s3://{root}", filesystem, root, unfenced=unfenced)
 
 
 _S3_VARIABLES = (
@@ -243,44 +252,3 @@ def _modified_us(info: Mapping[str, Any]) -> int:
     if isinstance(found, datetime):
         return int(found.timestamp() * 1e6)
     return int(found * 1e6) if isinstance(found, (int, float)) else 0
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error of s3fs, which wraps botocore's ClientError."""
-    seen: BaseException | None = error
-    for _ in range(4):
-        if seen is None:
-            return None
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
-        seen = seen.__cause__
-    return None
-
-
-_REFUSED_BY_CLIENT = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "ParamValidationError",
-}
-
-
-def _translated(error: Exception, what: str) -> StorageError:
-    """One of ours for whatever a client raised: their classes and wrapping differ between protocols."""
-    status = _status(error)
-    sentence = f"{what}: {str(error) or type(error).__name__}"
-    if isinstance(error, FileExistsError) or status == 412:
-        return AlreadyExists(sentence)
-    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    if code == "NoSuchBucket":
-        return StorageRefused(f"{sentence} (there is no such bucket)")
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return NotFound(sentence)
-    if (
-        isinstance(error, PermissionError)
-        or status in {401, 403}
-        or type(error).__name__ in _REFUSED_BY_CLIENT
-    ):
-        return StorageRefused(sentence)
-    return StorageUnavailable(sentence)

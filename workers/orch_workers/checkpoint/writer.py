@@ -7,37 +7,36 @@ holds the snapshot.
 
 from __future__ import annotations
 
+import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any, NamedTuple
 
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
-from orch_workers.checkpoint.chain import Generation, tuple_of
-from orch_workers.checkpoint.errors import (
-    AlreadyExists,
-    NotFound,
-    SnapshotChanged,
-)
+from orch_workers.checkpoint.chain import Generation, strict_generation, tuple_of
+from orch_workers.checkpoint.direct import phase_of
+from orch_workers.checkpoint.errors import AlreadyExists, NotFound, SnapshotChanged
 from orch_workers.checkpoint.format import (
     MANIFEST_BYTES_MAX,
     Manifest,
-    Piece,
     RankManifest,
     RankRecord,
     ShardRecord,
-    TensorRecord,
-    check_entries,
-    cut,
     digest_of,
-    digests_of,
     encode,
+    encode_rank,
     parse_rank,
-    shard_header,
 )
+from orch_workers.checkpoint.layout import Layout, layout_of
 from orch_workers.training.slots import HEADER_BYTES, READY, Slot, SlotHeader, format_generation
 
 SHARD_NAMES_TRIES_MAX = 16
 """Other names tried for a shard when an abandoned commit of the same step has left something else there."""
+
+SHARD_NUMBERS = 1 << 53
+"""Numbers that a program in any language reads as they are."""
 
 
 @dataclass(frozen=True)
@@ -65,33 +64,52 @@ def commit(
     chain, and the `StorageError`s, after which the same call may be repeated.
     """
     began = time.monotonic()
-    header, _ = slot.read()
+    header, meta = slot.read()
     done = _existing(catalog, header, began)
     if done is not None:
         return done
-    write_rank(catalog, slot, rank=rank, world_size=world_size)
-    return commit_step(
-        catalog, header.generation, header.step, world_size=world_size, code_digest=code_digest, began=began
+    part = _write_part(catalog, slot, header, meta, rank=rank, world_size=world_size)
+    return _commit_parts(
+        catalog,
+        header.generation,
+        header.step,
+        {rank: part},
+        world_size=world_size,
+        code_digest=code_digest,
+        began=began,
     )
 
 
-def write_rank(catalog: Catalog, slot: Slot, *, rank: int, world_size: int) -> RankManifest:
+def write_rank(catalog: Catalog, slot: Slot, *, rank: int, world_size: int) -> RankRecord:
     """Writes one rank's shards and its manifest. When this step's manifest of the rank is there already,
     whole, that one counts: whoever wrote it held a snapshot of the same step of the same generation.
     """
     header, meta = slot.read()
+    catalog.assert_admits(tuple_of(header.generation), header.step)
+    return _write_part(catalog, slot, header, meta, rank=rank, world_size=world_size).record
+
+
+class _Part(NamedTuple):
+    """What the step's manifest says of one rank, and takes from it."""
+
+    record: RankRecord
+    kind: str
+    meta: dict[str, Any]
+    shards_bytes: int
+
+
+def _write_part(
+    catalog: Catalog, slot: Slot, header: SlotHeader, meta: dict[str, Any], *, rank: int, world_size: int
+) -> _Part:
     generation, step = tuple_of(header.generation), header.step
-    catalog.assert_admits(generation, step)
-    existing = _read_rank(catalog, generation, step, rank)
+    path = catalog.rank_path(generation, step, rank)
+    existing = _read_part(catalog, generation, step, rank)
     if existing is not None:
-        catalog.storage.settle(catalog.rank_path(generation, step, rank))
-        return existing[0]
+        catalog.storage.settle(path)
+        return existing
+    layout = layout_of(meta["entries"], header.data_bytes, catalog.storage.shard_bytes)
     data = slot.view[HEADER_BYTES : HEADER_BYTES + header.data_bytes]
-    pieces = cut(check_entries(meta["entries"], header.data_bytes), header.data_bytes)
-    shards, tensors = [], []
-    for number, piece in enumerate(pieces):
-        tensors += _tensors(piece, number, data)
-        shards.append(_write_shard(catalog, header, rank=rank, number=number, piece=piece, data=data))
+    shards, tensors = _write_shards(catalog, header, rank, layout, data)
     _assert_unchanged(slot, header)
     manifest = RankManifest(
         job=catalog.job_id,
@@ -102,18 +120,19 @@ def write_rank(catalog: Catalog, slot: Slot, *, rank: int, world_size: int) -> R
         kind=meta.get("kind", "state"),
         data_bytes=header.data_bytes,
         shards=tuple(shards),
-        tensors=tuple(tensors),
+        tensors=(),
         meta={key: value for key, value in meta.items() if key != "entries"},
     )
+    encoded = encode_rank(manifest, tensors)
     try:
-        catalog.storage.create(catalog.rank_path(generation, step, rank), encode(manifest))
+        catalog.storage.create(path, encoded)
     except AlreadyExists:
-        winner = _read_rank(catalog, generation, step, rank)
+        winner = _read_part(catalog, generation, step, rank)
         if winner is None:
             raise
-        catalog.storage.settle(catalog.rank_path(generation, step, rank))
-        return winner[0]
-    return manifest
+        catalog.storage.settle(path)
+        return winner
+    return _part(catalog, manifest, encoded)
 
 
 def commit_step(
@@ -129,19 +148,28 @@ def commit_step(
     otherwise).
     """
     began = time.monotonic() if began is None else began
+    return _commit_parts(
+        catalog, generation, step, {}, world_size=world_size, code_digest=code_digest, began=began
+    )
+
+
+def _commit_parts(
+    catalog: Catalog,
+    generation: Generation,
+    step: int,
+    own: dict[int, _Part],
+    *,
+    world_size: int,
+    code_digest: str | None,
+    began: float,
+) -> Committed:
+    """`own`: parts that the caller has written itself and need not be read back."""
     generation = tuple_of(generation)
-    ranks, parts = [], []
+    parts: list[_Part] = []
     for rank in range(world_size):
-        found = _read_rank(catalog, generation, step, rank)
-        if found is None:
+        part = own.get(rank) or _read_part(catalog, generation, step, rank)
+        if part is None:
             raise NotFound(f"{catalog.rank_path(generation, step, rank)}: this rank has not written its part")
-        part, data = found
-        path = catalog.rank_path(generation, step, rank).removeprefix(f"{catalog.job_id}/")
-        ranks.append(
-            RankRecord(
-                rank=rank, path=path, size_bytes=len(data), digest=digest_of(data), data_bytes=part.data_bytes
-            )
-        )
         parts.append(part)
     meta = parts[0].meta
     manifest = Manifest(
@@ -152,12 +180,12 @@ def commit_step(
         kind=parts[0].kind,
         world_size=world_size,
         created_us=time.time_ns() // 1000,
-        size_bytes=_size(parts, ranks),
+        size_bytes=sum(part.shards_bytes + part.record.size_bytes for part in parts),
         metrics=meta.get("metrics"),
         code=code_digest,
         frameworks=meta.get("frameworks"),
         written_by=_version(),
-        ranks=tuple(ranks),
+        ranks=tuple(part.record for part in parts),
     )
     # Looked at as late as possible: what a superseded generation commits lies off the chain all the same, but
     # then it learns here that it must end.
@@ -182,19 +210,53 @@ def _existing(catalog: Catalog, header: SlotHeader, began: float) -> Committed |
     return Committed(generation, header.step, manifest.size_bytes, time.monotonic() - began, already=True)
 
 
-def _read_rank(
-    catalog: Catalog, generation: Generation, step: int, rank: int
-) -> tuple[RankManifest, bytes] | None:
-    """A rank's manifest that is there already. One that does not read is somebody's damage, and said."""
+def _read_part(catalog: Catalog, generation: Generation, step: int, rank: int) -> _Part | None:
+    """A rank's part that is there already. A manifest that does not read is somebody's damage, and said."""
     try:
         data = catalog.storage.read(catalog.rank_path(generation, step, rank), 0, MANIFEST_BYTES_MAX)
     except NotFound:
         return None
-    return parse_rank(data, job=catalog.job_id, generation=generation, step=step, rank=rank), data
+    manifest = parse_rank(data, job=catalog.job_id, generation=generation, step=step, rank=rank)
+    return _part(catalog, manifest, data)
+
+
+def _part(catalog: Catalog, manifest: RankManifest, data: bytes) -> _Part:
+    path = catalog.rank_path(strict_generation(manifest.generation), manifest.step, manifest.rank)
+    record = RankRecord(
+        rank=manifest.rank,
+        path=path.removeprefix(f"{catalog.job_id}/"),
+        size_bytes=len(data),
+        digest=digest_of(data),
+        data_bytes=manifest.data_bytes,
+    )
+    shards_bytes = sum(shard.size_bytes for shard in manifest.shards)
+    return _Part(record, manifest.kind, manifest.meta, shards_bytes)
+
+
+def _write_shards(
+    catalog: Catalog, header: SlotHeader, rank: int, layout: Layout, data: memoryview
+) -> tuple[list[ShardRecord], list[str]]:
+    """Writes the shards, some at once, and returns their records and those of their tensors.
+
+    Digests are taken while the bytes are on their way: nothing waits for the other.
+    """
+    at_once = catalog.storage.writes_at_once + 1
+    with ThreadPoolExecutor(at_once, thread_name_prefix="shards") as pool:
+        shards, tensors = [], []
+        for number in range(len(layout.pieces)):
+            shards.append(pool.submit(_write_shard, catalog, header, rank, layout, number, data))
+            tensors.append(pool.submit(layout.tensors, number, data))
+        try:
+            records = [future.result() for future in tensors]
+            return [future.result() for future in shards], [text for text in records if text]
+        except BaseException:
+            # The caller gives the slot away after this: what has begun is waited for, the rest never begins.
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _write_shard(
-    catalog: Catalog, header: SlotHeader, *, rank: int, number: int, piece: Piece, data: memoryview
+    catalog: Catalog, header: SlotHeader, rank: int, layout: Layout, number: int, data: memoryview
 ) -> ShardRecord:
     generation, step = tuple_of(header.generation), header.step
     described = {
@@ -204,8 +266,11 @@ def _write_shard(
         "step": str(step),
         "rank": str(rank),
     }
-    head = shard_header(piece, described)
+    piece = layout.pieces[number]
     body = data[piece.start : piece.end]
+    head = layout.header(number, described, phase_of(body))
+    if len(head) + len(body) > catalog.storage.fenced_bytes_max:
+        number = secrets.randbelow(SHARD_NUMBERS)
     for attempt in range(SHARD_NAMES_TRIES_MAX):
         # A name that is taken by an abandoned commit's other content is left to the sweep.
         path = catalog.shard_path(generation, step, rank, number + attempt * 1_000_000)
@@ -224,30 +289,9 @@ def _write_shard(
     raise AssertionError("unreachable")
 
 
-def _tensors(piece: Piece, number: int, data: memoryview) -> list[TensorRecord]:
-    return [
-        TensorRecord(
-            name=entry["name"],
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            global_shape=tuple(entry.get("global_shape", entry["shape"])),
-            offsets=tuple(entry.get("offsets", [0] * len(entry["shape"]))),
-            shard=number,
-            start=entry["offset"] - piece.start,
-            size_bytes=entry["size_bytes"],
-            digests=digests_of(data[entry["offset"] : entry["offset"] + entry["size_bytes"]]),
-        )
-        for entry in piece.entries
-    ]
-
-
 def _assert_unchanged(slot: Slot, header: SlotHeader) -> None:
     if slot.header() != header or header.state != READY:
         raise SnapshotChanged(f"{slot.path} was given away while step {header.step} was being written")
-
-
-def _size(parts: list[RankManifest], ranks: list[RankRecord]) -> int:
-    return sum(s.size_bytes for part in parts for s in part.shards) + sum(r.size_bytes for r in ranks)
 
 
 def _version() -> str:
