@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from orch.model.generation import Generation
 from orch_policies.retention import Rules
+from orch_workers import poison
 from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
@@ -35,6 +36,7 @@ from orch_workers.checkpoint.retaining import Retainer
 from orch_workers.checkpoint.staging import RESTORE_INDEX, Given, Snapshot, Staging
 from orch_workers.checkpoint.storage import open_storage
 from orch_workers.config import WorkerConfig
+from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
 from orch_workers.training.slots import Slot
 
@@ -106,8 +108,7 @@ class Keeper:
         self._memory_is_newest = False
         self._hurry = False
         self._swept_for: tuple[int, int] | None = None
-        self.saved_s = time.monotonic()
-        self.saved_step = 0
+        self.saved_s, self.saved_step = time.monotonic(), 0
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="restore")
         self._preparing: Future[Prepared | None] | None = None
         self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
@@ -267,6 +268,16 @@ class Keeper:
             self._staging.abandon()
             self._queue_newest({"reason": "process ended"})
 
+    def poison(self, stretch: Stretch) -> list[int]:
+        """Nothing of `stretch` is restored from now on, and its process is gone; returns the checkpoints marked."""
+        with self._lock:
+            bad = [s for s in self._staging.snapshots() if poison.in_memory(stretch, s)]
+            self._filled = [filled for filled in self._filled if filled.snapshot not in bad]
+            coming = [self._writing.snapshot] if self._writing and self._writing.snapshot in bad else []
+            self._staging.forget(bad)
+            self._committed_step = min(self._committed_step, stretch.bad_step - 1)
+        return self._patiently(lambda: poison.mark(self.catalog, stretch, coming), None) or []
+
     def _queue_newest(self, info: Mapping[str, Any]) -> None:
         """The newest snapshot goes to storage, unless it is there or on its way. Under the lock."""
         newest = None if self._chain is None else self._staging.newest_ready(self._chain)
@@ -340,9 +351,8 @@ class Keeper:
                 return
             except SnapshotChanged:
                 return
-            except (
-                Exception
-            ) as error:  # storage's, or a fault of ours: neither may end the keeping of the state
+            except Exception as error:
+                # Storage's, or a fault of ours: neither may end the keeping of the state.
                 tries += 1
                 self._set_trouble(f"step {filled.snapshot.step} is not in storage yet: {error}")
                 if self._pause(tries):

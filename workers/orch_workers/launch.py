@@ -25,7 +25,7 @@ from orch_workers.standby import Standby
 from orch_workers.training.page import Page, Progress
 
 if TYPE_CHECKING:
-    from orch_workers.keeper import Keeper
+    from orch_workers.keeper import Keeper, Prepared
 
 PREDECESSOR_LIMIT_S = 60.0
 """How long an earlier agent's guard may take to end what it guards."""
@@ -43,7 +43,7 @@ class Listener(Protocol):
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None: ...
     def on_mismatch(self, message: str) -> None: ...
-    def on_metrics(self, values: Mapping[str, Any]) -> None: ...
+    def on_metrics(self, step: int, values: Mapping[str, Any]) -> None: ...
     def on_finished(self) -> None: ...
     def on_exit(self, code: int | None, signal: int | None, at_ns: int) -> None: ...
     def on_unrestorable(self, message: str) -> None: ...
@@ -70,6 +70,8 @@ class Launcher:
         self._workdir = Path(config.workdir)
         self._bundle: Path | None = None
         self.said_hello = False
+        self.leave_out: tuple[tuple[int, int], int] = ((0, 0), 0)
+        """Generation of the newest rollback, and the step up to which data is left out then."""
         self._page: Page | None = None
         self._drill = Drill(config.drill)
         self._page_path = self._paths.page
@@ -231,6 +233,11 @@ class Launcher:
             self._process.kill()
             self._process.wait_gone(KILL_LIMIT_S)
 
+    def end_process(self) -> None:
+        """Ends what runs, so that another start may follow."""
+        if self._process is not None and self.running:
+            self._process.kill()
+
     def kill_for_drill(self, step: int) -> None:
         """SIGKILLs the training process when the drill wants that at this step; nobody is told but by its death."""
         if self._process is not None and self.running and self._drill.kill_is_due(self._generation.restart, step):
@@ -296,8 +303,14 @@ class Launcher:
                 "source": found.source,
                 "generation": generation,
                 "step": found.step,
+                "skip": self._skip_after(found),
             }
         return {"generation": str(self._generation), "rules": self._keeper.pacing.every.rules(), "restore": restore}
+
+    def _skip_after(self, found: Prepared) -> int:
+        """Steps whose data is left out: `leave_out` goes for a state that was made before the rollback."""
+        rolled_back, until = self.leave_out
+        return max(0, until - found.step) if found.generation < rolled_back else 0
 
     def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
         # What the clock asked for is skipped while both slots are busy, and asked for again: training does not wait
@@ -325,7 +338,7 @@ class Launcher:
         self._listener.note(f"a snapshot could not be taken: {message}")
 
     def on_metrics(self, step: int, epoch: int, values: Mapping[str, Any]) -> None:
-        self._listener.on_metrics(values)
+        self._listener.on_metrics(step, values)
 
     def on_note(self, level: str, message: str) -> None:
         self._listener.note(message)

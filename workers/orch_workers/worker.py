@@ -37,6 +37,7 @@ from orch_workers.keeper import Keeper
 from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
 from orch_workers.logs import LogShipper
+from orch_workers.numbers import LossWatch
 from orch_workers.recovery import Recovery
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
@@ -78,6 +79,7 @@ class Worker:
         self._start_at: float | None = None
         self._recovery = Recovery(self._ledger)
         self._judge = Judge(self._ledger, config.paths.log)
+        self._losses = LossWatch()
         self._awaiting_exit = False
         self._fatal: str | None = None
         self._finished = False
@@ -208,6 +210,7 @@ class Worker:
         if self._halted:
             self._launcher.kill()  # `halt` came between, and found nothing to end yet
         self._judge.began(pid)
+        self._losses.began()
         self._recovery.began()
         self._awaiting_exit = True
         self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
@@ -226,6 +229,7 @@ class Worker:
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
         def act() -> None:
             self._recovery.restored(step)
+            self._losses.restored(step)
             if source not in SOURCES:
                 return
             self._reports.add(
@@ -246,8 +250,17 @@ class Worker:
 
         self._inbox.put(act)
 
-    def on_metrics(self, values: Mapping[str, Any]) -> None:
+    def on_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         self._telling.metrics(values)
+        generation = self._generation
+
+        def act() -> None:
+            failure = self._losses.look(step, values) if generation == self._generation else None
+            if failure is not None and self._awaiting_exit and self._launcher is not None:
+                self._judge.condemn(failure)
+                self._launcher.end_process()
+
+        self._inbox.put(act)
 
     def on_finished(self) -> None:
         def act() -> None:
@@ -302,6 +315,8 @@ class Worker:
             self.note(f"the success could not be noted on this machine: {error}")
 
     def _decide(self, code: int | None, signal: int | None, step: int | None, at_ns: int) -> None:
+        assert self._keeper is not None
+        assert self._launcher is not None
         kind: Kind = "fatal" if self._fatal else "process_exit"
         seen = Failure(kind, exit_code=code, signal=signal, step=step, message=self._fatal or "")
         found = self._judge.judge(seen, self._redactor, str(self._generation))
@@ -321,6 +336,8 @@ class Worker:
             ),
             traceback=found.traceback,
         )
+        if found.failure.kind == "bad_numbers":
+            self.note(self._losses.leave_behind(self._keeper, self._launcher, self._generation))
         if decision.action == "fail":
             self._end("failed", decision.reason, exit_code=code, traceback=found.error, step=step)
             return

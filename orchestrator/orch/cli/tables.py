@@ -23,6 +23,7 @@ UNPROTECTED = (
     "none: nothing keeps this job's state, so it starts over when it dies;"
     " `import orch` in the script keeps it"
 )
+INEXACT = "rolled back for a loss that was no number: no longer the run it would have been; `orch events` has the steps"
 STATE_STYLES = {
     "QUEUED": "cyan",
     "STARTING": "cyan",
@@ -151,6 +152,8 @@ def _facts(job: Document) -> Table:
         ("Code", _code(job.get("code"))),
         ("Exit code", number(job.get("exit_code"))),
     ]
+    if "INEXACT" in (job.get("flags") or []):
+        rows.insert(2, ("Exactness", INEXACT))
     if "UNPROTECTED" in (job.get("flags") or []):
         rows.insert(2, ("Protection", UNPROTECTED))
     for name, value in rows:

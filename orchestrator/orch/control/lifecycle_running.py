@@ -119,7 +119,10 @@ def restart_decided(job: JobState, event: RestartDecided, _now_us: int) -> Step:
     if known or job.state is State.STOPPING:
         return Step(job, (), "known already")
     job = _at_generation(job, event.generation)
-    job = replace(job, state=State.RECOVERING, reason=event.reason)
+    inexact = job.inexact
+    if (event.failure or {}).get("kind") == "bad_numbers":
+        inexact = f"rolled back at step {event.step}, and data left out"
+    job = replace(job, state=State.RECOVERING, reason=event.reason, inexact=inexact)
     return Step(job, (), event.reason)
 
 
@@ -211,7 +214,7 @@ def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
         event.evidence,
         step=event.step,
         node_lost=event.node_lost,
-        preempted=event.preempted,
+        preempted=event.preempted or bool(job.agents[event.rank].notice),
         node_state=event.node_state,
         drain_deadline_us=event.drain_deadline_us,
     )

@@ -57,6 +57,7 @@ def job_detail(store: Store, job: str, *, now_us: int) -> Document:
     progress = store.progress([job]).get(job)
     lifecycle = row.lifecycle
     return summary | {
+        "flags": [*summary["flags"], *(["INEXACT"] if lifecycle.get("inexact") else [])],
         "reason": row.reason,
         "ledger": {f"{name}_s": spent_us / 1e6 for name, spent_us in _ledger(row, now_us).items()},
         "attempts": _attempts(store.attempts(job), store.restarts(job)),

@@ -112,6 +112,10 @@ def test_the_form_is_plain():
         "signal": 9,
         "step": None,
         "evidence": "",
+        "cause": "",
+        "what": "",
+        "advice": "",
+        "detect_s": None,
     }
     assert event_to_dict(Adopted(found={0: 3}, gang=2))["found"] == {"0": 3}
     assert command_to_dict(CloseJob(attempt=2)) == {"type": "CloseJob", "attempt": 2, "sweep": True}

@@ -22,7 +22,7 @@ def test_the_first_bad_loss_is_told_with_its_own_step(agents, monkeypatch, bad):
     run.give_up()
     agent.wait_idle()
     told = [(one["step"], one["values"]["loss"]) for one in agent.of("metrics")]
-    assert [step for step, loss in told if loss in ("nan", "inf", "-inf")][0] == 30
+    assert next(step for step, loss in told if loss in ("nan", "inf", "-inf")) == 30
     assert len(told) < 10, "not every step is told from then on"
 
 
@@ -44,9 +44,6 @@ def seen(run, epochs, per_step=1, **loaders):
             found.append((epoch, batch))
             if (run.batch + 1) % per_step == 0:
                 run.step()
-                if "until" in loaders and run.step_count == loaders["until"]:
-                    run.save()
-                    return found
         found += [(epoch, batch) for batch in run.batches(loaders.get("check", []))]
     return found
 
@@ -54,9 +51,9 @@ def seen(run, epochs, per_step=1, **loaders):
 def saved_at(agents, monkeypatch, step, **more):
     agent = agents(rules=NO_SAVES)
     run = begin(agent, monkeypatch)
-    generator = iter(seen(run, 9, until=step, **more))
-    list(generator)
-    run.finish()
+    agent.say(save_at=step)
+    seen(run, 1, **more)
+    run.give_up()
     agent.wait_idle()
     assert list(agent.snapshots) == [step]
     return agent

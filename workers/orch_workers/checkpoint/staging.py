@@ -22,7 +22,7 @@ from orch_workers.checkpoint.chain import Chain, Generation, tuple_of
 from orch_workers.training.slots import HEADER_BYTES, READY, Slot, SlotDamagedError, SlotHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 SLOTS = 2
@@ -217,6 +217,14 @@ class Staging:
 
     def held(self, index: int) -> frozenset[str]:
         return frozenset(self._holds[index])
+
+    def forget(self, snapshots: Sequence[Snapshot]) -> None:
+        """They are never restored again, by whoever comes after this agent either."""
+        for snapshot in snapshots:
+            if self._snapshots.get(snapshot.index) == snapshot:
+                del self._snapshots[snapshot.index]
+                self._holds[snapshot.index].clear()
+                self._paths.pop(snapshot.index).unlink(missing_ok=True)
 
     # restoring
 

@@ -22,8 +22,8 @@ although there may be a checkpoint; ``restored`` then has step 0 and source ``no
 A metric that is not finite is the string ``nan``, ``inf`` or ``-inf``, as JSON has no such numbers.
 
 ``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last}``;
-restore is null or ``{path, source, generation, step}`` with path a READY slot file and source ``memory`` or
-``storage``. ``refused {message}``.
+restore is null or ``{path, source, generation, step, skip}`` with path a READY slot file and source ``memory`` or
+``storage``; skip: how many steps' data is left out then, after a rollback. ``refused {message}``.
 """
 
 from __future__ import annotations
