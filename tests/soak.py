@@ -1,6 +1,6 @@
 """`python -m tests.soak`: the repetitions behind docs/evidence.md. Prints JSON; exits 1 when anything did not hold.
 
-Every part runs on a server of its own and says its seed; `--seed` repeats one.
+Every part runs on a server of its own, or on the checkpoint engine alone, and says its seed; `--seed` repeats one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
+from support import repeating
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
@@ -107,7 +108,17 @@ PARTS: dict[str, tuple[Callable[[Server, random.Random, int], dict[str, Any]], i
 }
 
 
+WITHOUT_SERVER: dict[str, tuple[Callable[[random.Random, int], dict[str, Any]], int]] = {
+    "fencing": (repeating.fencing, 1000),
+}
+
+
 def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
+    if part in WITHOUT_SERVER:
+        alone, usual = WITHOUT_SERVER[part]
+        began = time.monotonic()
+        found = alone(random.Random(seed), count or usual)
+        return {"part": part, "seed": seed, "took_s": round(time.monotonic() - began, 1), **found}
     act, usual = PARTS[part]
     home = Path(tempfile.mkdtemp(prefix="orch-"))
     server = Server(home)
@@ -126,7 +137,7 @@ def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS, *WITHOUT_SERVER], default=[])
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--count", type=int, help="instead of each part's own number of repetitions")
     given = parser.parse_args()
@@ -134,7 +145,7 @@ def main() -> int:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     good = True
-    for part in given.parts or list(PARTS):
+    for part in given.parts or [*PARTS, *WITHOUT_SERVER]:
         print(f"{part}: seed {given.seed}, commit {commit.stdout.strip()}", file=sys.stderr, flush=True)
         try:
             print(json.dumps(run(part, given.seed, given.count)), flush=True)

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from orch_workers.checkpoint import sweeping
 from orch_workers.checkpoint.chain import Chain, Generation, strict_generation, tuple_of
@@ -42,22 +42,20 @@ from orch_workers.checkpoint.records import (
     quarantine_mark,
     reason_of,
 )
+from orch_workers.checkpoint.rereading import read_surely
 from orch_workers.checkpoint.retaining import Retained, Retainer
 from orch_workers.training.slots import format_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection, Iterable
 
     from orch_policies import retention
     from orch_workers.checkpoint.storage import Entry, Storage
 
-READ_TRIES_MAX = 3
-"""How often a document is read before it is called damaged or missing."""
 PIN_NOTE_CHARS_MAX = 1000
 TEMPORARY_AGE_S = 3600.0
 """A temporary file older than this has no writer any more."""
 
-T = TypeVar("T")
 _PARTS = ("ranks", "shards")
 _JOB = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -139,15 +137,16 @@ class Catalog:
         except Damaged as error:
             if not any(generation == newest for _, (generation, _) in self.places("manifests")):
                 raise
-            return replace(Chain.root(newest), damage=str(error))
+            damage = f"{error}; only what this generation committed itself can be restored"
+            return replace(Chain.root(newest), damage=damage)
 
     def chain_of(self, generation: Generation) -> Chain:
-        return self._surely(lambda: self._read_chain(generation))
-
-    def _read_chain(self, generation: Generation) -> Chain:
         path = self.generation_path(generation)
-        data = self._read(path, GENERATION_BYTES_MAX)
-        return parse_generation_record(data, path, job=self.job_id, generation=generation)
+
+        def parse(data: bytes) -> Chain:
+            return parse_generation_record(data, path, job=self.job_id, generation=generation)
+
+        return read_surely(self.storage, path, GENERATION_BYTES_MAX, parse)
 
     def begin(self, chain: Chain) -> Chain:
         """Writes down a generation and its ancestry; before its first commit. Repeatable.
@@ -246,14 +245,11 @@ class Catalog:
     def manifest(self, point: RestorePoint) -> Manifest:
         """Damaged when it is not what was committed."""
         path = self.manifest_path(point.generation, point.step)
-        return self._surely(
-            lambda: parse_manifest(
-                self._read(path, MANIFEST_BYTES_MAX),
-                job=self.job_id,
-                generation=point.generation,
-                step=point.step,
-            )
-        )
+
+        def parse(data: bytes) -> Manifest:
+            return parse_manifest(data, job=self.job_id, generation=point.generation, step=point.step)
+
+        return read_surely(self.storage, path, MANIFEST_BYTES_MAX, parse)
 
     def rank_manifest(self, point: RestorePoint, manifest: Manifest, rank: int) -> RankManifest:
         """The part of one rank, checked against the step's manifest. Damaged when it is not what was
@@ -264,33 +260,14 @@ class Catalog:
         if record.path != path.removeprefix(f"{self.job_id}/"):
             raise Damaged(f"manifest: rank {rank} is said to be in {shown(record.path)!r}")
 
-        def read() -> RankManifest:
-            data = self._read(path, min(record.size_bytes, MANIFEST_BYTES_MAX))
+        def parse(data: bytes) -> RankManifest:
             if len(data) != record.size_bytes or digest_of(data) != record.digest:
                 raise Damaged(
                     f"{path}: not the one that was committed ({len(data)} bytes for {record.size_bytes})"
                 )
             return parse_rank(data, job=self.job_id, generation=point.generation, step=point.step, rank=rank)
 
-        return self._surely(read)
-
-    def _surely(self, read: Callable[[], T]) -> T:
-        """What `read` returns; tried again before something is called damaged, or missing: some clients hand on a
-        truncated or corrupted answer without a word (FIELD.md).
-        """
-        for _ in range(READ_TRIES_MAX - 1):
-            with contextlib.suppress(Damaged):
-                return read()
-        return read()
-
-    def _read(self, path: str, limit_bytes: int) -> bytes:
-        try:
-            data = self.storage.read(path, 0, limit_bytes + 1)
-        except NotFound as error:
-            raise Damaged(f"{path} is missing") from error
-        if len(data) > limit_bytes:
-            raise Damaged(f"{path} is longer than {limit_bytes} bytes")
-        return data
+        return read_surely(self.storage, path, min(record.size_bytes, MANIFEST_BYTES_MAX), parse)
 
     def _is_void(self, point: RestorePoint) -> bool:
         """A mark that an older orch set, because it could not read what this one can."""

@@ -32,6 +32,7 @@ from orch_workers.checkpoint.format import (
     digest_of,
     digests_of,
 )
+from orch_workers.checkpoint.rereading import Doubt
 from orch_workers.training.slots import Slot, SlotHeader, aligned
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 READ_BYTES = 16 << 20
 """Asked for at a time."""
 READS_AT_ONCE = 8
-READ_TRIES_MAX = 3
-"""How often bytes that do not match their digest are read before they are called damaged."""
 META_SLACK_BYTES = 4096
 
 Target = Path | str | Callable[[int], Path | str]
@@ -177,17 +176,18 @@ def _check_shards(catalog: Catalog, point: RestorePoint, part: RankManifest) -> 
 
 
 def _check_size(catalog: Catalog, path: str, shard: ShardRecord) -> None:
-    size_bytes: int | None = None
-    for _ in range(READ_TRIES_MAX):
+    doubt = Doubt(path)
+    while True:
         try:
             size_bytes = catalog.storage.size(path)
-        except NotFound:
+        except NotFound as error:
+            if doubt.is_settled("missing"):
+                raise Damaged(f"{shard.path} is missing") from error
             continue
         if size_bytes == shard.size_bytes:
             return
-    if size_bytes is None:
-        raise Damaged(f"{shard.path} is missing")
-    raise Damaged(f"{shard.path} has {size_bytes} bytes instead of {shard.size_bytes}")
+        if doubt.is_settled(str(size_bytes)):
+            raise Damaged(f"{shard.path} has {size_bytes} bytes instead of {shard.size_bytes}")
 
 
 def _slot_meta(part: RankManifest) -> dict[str, Any]:
@@ -249,26 +249,31 @@ def _steps(size_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _read_exactly(catalog: Catalog, path: str, start: int, view: memoryview) -> None:
-    away: StorageUnavailable | None = None
-    for _ in range(READ_TRIES_MAX):
+    """Fills `view`. That the shard is as long as it should be is known: an answer that is shorter was cut."""
+    doubt = Doubt(path)
+    while True:
         try:
             if catalog.storage.read_into(path, start, view) == len(view):
                 return
-            away = None
         except NotFound as error:
-            raise Damaged(f"{path} is missing") from error
-        except StorageUnavailable as error:
-            away = error  # one answer cut short is no reason to read the whole checkpoint again
-    if away is not None:
-        raise away
-    raise Damaged(f"{path} ends before byte {start + len(view)}")
+            if doubt.is_settled("missing"):
+                raise Damaged(f"{path} is missing") from error
+        except StorageUnavailable:
+            # One answer cut short is no reason to read the whole checkpoint again.
+            if doubt.is_settled("away"):
+                raise
+        else:
+            doubt.is_settled(None)
 
 
 def _check_header(catalog: Catalog, path: str, shard: ShardRecord) -> None:
-    for _ in range(READ_TRIES_MAX):
-        if digest_of(catalog.storage.read(path, 0, shard.data_offset)) == shard.header_digest:
+    doubt = Doubt(path)
+    while True:
+        found = catalog.storage.read(path, 0, shard.data_offset)
+        if digest_of(found) == shard.header_digest:
             return
-    raise Damaged(f"{path}: its header does not match its digest")
+        if doubt.is_settled(found if len(found) == shard.data_offset else None):
+            raise Damaged(f"{path}: its header does not match its digest")
 
 
 def _check(
@@ -280,15 +285,14 @@ def _check(
             continue
         at = number * DIGEST_CHUNK_BYTES
         piece = whole[at : at + DIGEST_CHUNK_BYTES]
-        for _ in range(READ_TRIES_MAX - 1):
-            _read_exactly(catalog, path, shard.data_offset + tensor.start + at, piece)
-            if digest_of(piece) == expected:
-                break
-        else:
-            place = shard.data_offset + tensor.start + at
-            raise Damaged(
-                f"{path}: tensor {tensor.name!r}, the bytes from {place} on do not match their digest"
-            )
+        place = shard.data_offset + tensor.start + at
+        doubt = Doubt(path)
+        while digest_of(piece) != expected:
+            if doubt.is_settled(piece):
+                raise Damaged(
+                    f"{path}: tensor {tensor.name!r}, the bytes from {place} on do not match their digest"
+                )
+            _read_exactly(catalog, path, place, piece)
 
 
 __all__ = ["Restored", "find_and_restore", "restore"]
