@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -73,6 +74,7 @@ DETAIL = SUMMARY | {
     "charges": {"failures": 1},
     "budgets": {"max_failures": 3, "max_preemptions": None, "backoff_max_s": 300.0},
     "usage": {"rss_bytes": 1 << 30, "cpus": 1.98},
+    "checkpointing": {"sentence": "every 84 s (auto: a save blocks 0.21 s)", "interval_s": 84.0},
     "code": {"digest": "ab" * 32, "git_commit": "cd" * 20, "git_dirty": True},
     "exit_code": 1,
     "error": "Traceback (most recent call last):\n  …\nValueError: \x1bno",
@@ -84,6 +86,14 @@ def shown(renderable) -> str:
     stream = io.StringIO()
     output.console(stream).print(renderable)
     return stream.getvalue()
+
+
+def test_one_job_says_how_often_it_is_saved_and_why():
+    assert re.search(
+        r"^Interval +every 84 s \(auto: a save blocks 0.21 s\)", shown(tables.job_view(DETAIL)), re.MULTILINE
+    )
+    for unknown in (None, {}):
+        assert "Interval" not in shown(tables.job_view(DETAIL | {"checkpointing": unknown}))
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,14 @@ def test_a_job_that_recovered_twice(store: Store) -> None:
         transaction.put_checkpoint(
             "a-1", "000001.000001", 40, committed_us=T0 + 4 * SECOND, duration_us=250_000
         )
-        transaction.put_progress(progress(step=50, epoch=2, steps_per_s=4.0, metrics={"loss": math.nan}))
+        pace = {"sentence": "every 84 s", "interval_s": 84.0, "blocked_s": math.inf}
+        told = progress(step=50, epoch=2, steps_per_s=4.0, metrics={"loss": math.nan}, checkpointing=pace)
+        transaction.put_progress(told)
         transaction.add_note("a-1", "a start from nothing", t_us=T0)
     detail = job_detail(store, "a-1", now_us=T0 + 10 * SECOND)
     assert (detail["restarts"], detail["step"], detail["epoch"]) == (2, 50, 2)
     assert detail["metrics"] == {"loss": "nan"}
+    assert detail["checkpointing"] == {"sentence": "every 84 s", "interval_s": 84.0, "blocked_s": "inf"}
     assert detail["last_checkpoint"] == {"step": 40, "time": "2023-11-14T22:13:24.000000Z", "age_s": 6.0}
     assert [attempt["node"] for attempt in detail["attempts"]] == ["n1", "n2"]
     first, second = detail["attempts"][0]["restarts"], detail["attempts"][1]["restarts"]

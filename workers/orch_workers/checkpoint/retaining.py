@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orch_policies import retention
-from orch_workers.checkpoint.errors import Damaged
+from orch_workers.checkpoint.errors import Damaged, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -98,6 +98,19 @@ class Retainer:
         kept, _ = self._remove(judged, REMOVALS_PER_SAVE_MAX)
         removed, self._untold = self._untold, []
         return Retained(kept, removed[::-1])
+
+    def retain_after(self, committed: RestorePoint, note: Callable[[str], None]) -> list[RestorePoint]:
+        """What went after a commit, newest first. A storage that fails here has the checkpoint all the same, and what
+        is to go is looked for again after the next one.
+        """
+        try:
+            removed = self.after(committed).removed
+        except (StorageError, Damaged) as error:
+            note(f"older checkpoints are not deleted for now: {error}")
+            return []
+        if self.hint:
+            note(self.hint)
+        return removed
 
     def judge(self) -> Retained:
         """What there is now, and what a retention would remove; nothing is changed."""
