@@ -262,6 +262,7 @@ def copy(
     from orch_workers.checkpoint.copying import bytes_of
     from orch_workers.checkpoint.copying import copy as copy_checkpoint
 
+    _with_step(job)
     address = parse_address(job)
     place = find_place(address, cluster, option or ())
     target = open_target(url, place.job_id, to_option or ())

@@ -226,3 +226,7 @@ def test_export_says_what_it_cannot_do(cli, url, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     told = cli.refused(OrchError, "checkpoints", "export", url, "--to", "torch", *into)
     assert "needs PyTorch here" in told
+
+
+def test_cp_needs_a_step(cli, url, tmp_path):
+    assert "names no step" in cli.refused(WrongUse, "checkpoints", "cp", url, str(tmp_path / "archive"))
