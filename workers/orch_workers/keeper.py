@@ -24,7 +24,6 @@ from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import (
-    Damaged,
     NotFound,
     NothingRestorable,
     SnapshotChanged,
@@ -394,7 +393,7 @@ class Keeper:
             if len(self._committed) >= COMMITTED_REMEMBERED:
                 self._committed.clear()
             self._committed.add((done.generation, done.step))
-        removed = self._retain(RestorePoint(done.generation, done.step))
+        removed = self._retainer.retain_after(RestorePoint(done.generation, done.step), self._note)
         if self._swept_for != done.generation:
             self.catalog.sweep(protect=self._on_their_way())
             self._swept_for = done.generation
@@ -403,17 +402,6 @@ class Keeper:
             "deleted": [[str(Generation(*point.generation)), point.step] for point in removed],
         }
         self._tell(done.step, Generation(*done.generation), done.size_bytes, done.seconds_s, extra)
-
-    def _retain(self, committed: RestorePoint) -> list[RestorePoint]:
-        """What went, newest first. A storage that fails here has the checkpoint all the same: next time, then."""
-        try:
-            removed = self._retainer.after(committed).removed
-        except (StorageError, Damaged) as error:
-            self._note(f"older checkpoints are not deleted for now: {error}")
-            return []
-        if self._retainer.hint:
-            self._note(self._retainer.hint)
-        return removed
 
     def _on_their_way(self) -> list[tuple[tuple[int, int], int]]:
         with self._lock:

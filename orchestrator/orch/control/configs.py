@@ -74,8 +74,7 @@ def agent_config(
     spec = JobSpec.model_validate(detail.spec)
     url, options = storage_of(spec)
     every = spec.checkpoint.every
-    auto = not isinstance(every, Every)
-    named = Every() if auto else every
+    named = every if isinstance(every, Every) else Every()
     code = detail.code or {}
     return WorkerConfig(
         job_id=detail.id,
@@ -97,7 +96,7 @@ def agent_config(
         every_steps=named.steps,
         every_seconds=named.seconds,
         every_epochs=named.epochs,
-        every_auto=auto,
+        every_auto=every == "auto",
         max_overhead=spec.checkpoint.max_overhead,
         seen=seen,
         keep=rules_of(spec.checkpoint.keep).to_dict(),
