@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orch.control.lifecycle import story_lines
@@ -13,14 +14,28 @@ from orch.model.events import (
     CancelRequested,
     Event,
     GangGranted,
+    PreemptionNoticed,
+    PreemptRequested,
     ResumeRequested,
     Submitted,
     Unblocked,
 )
 from orch.model.states import State
+from orch_policies.restart import BUDGETS
 from simulation.clock import Clock
 from simulation.cluster import Agent, Gang, Node, Process
 from simulation.control import Controller
+from simulation.faults import (
+    RESTART_CODE,
+    REVIVE_MS,
+    STOP_CODE,
+    Flaws,
+    damage,
+    drain_node,
+    hang,
+    kill_node,
+    storage_away,
+)
 from simulation.storage import Storage
 
 if TYPE_CHECKING:
@@ -30,7 +45,6 @@ if TYPE_CHECKING:
     from orch.model.generation import Generation
 
 FAULTS_UNTIL_MS = 8_000
-REVIVE_MS = 700
 GONE_POLL_MS = 25
 
 
@@ -48,7 +62,9 @@ class World:
         self.swept: set[str] = set()
         self.cancelled: set[str] = set()
         self.resumed: set[str] = set()
-        self.bug: dict[str, tuple[int, int]] = {}
+        self.met: set[str] = set()
+        """Kinds of failure that this schedule has seen."""
+        self.flaws: dict[str, Flaws] = {}
         self.network = self.random.choice((0.0, 0.1, 0.3))
         """Chance that a message is delayed a lot, sent twice, or lost until it is sent again."""
         self.controller = Controller(self)
@@ -78,11 +94,12 @@ class World:
         self.workers[name] = self.random.choice((1, 1, 2)) if len(self.nodes) > 1 else 1
         self.steps[name] = self.random.randrange(5, 30)
         self.storages[name] = Storage()
-        if self.chance(0.2):  # a bug at one step: met once, or every time
-            self.bug[name] = (self.random.randrange(self.steps[name]), self.random.choice((1, 99)))
+        self.flaws[name] = Flaws(self, self.steps[name])
         limits: dict[str, Any] = {"max_failures": self.random.choice((1, 3, None))}
         if self.chance(0.2):
             limits["max_preemptions"] = 1
+        limits |= {"stop_codes": [STOP_CODE], "restart_codes": [RESTART_CODE]}
+        limits["on_nan"] = self.random.choice(("stop", "rollback"))
         self.controller.submit(
             Submitted(
                 job=name,
@@ -92,13 +109,6 @@ class World:
                 budgets={"backoff_initial_s": 0.1, "backoff_max_s": 1.0, **limits},
             )
         )
-
-    def crashes_at(self, job: str, step: int) -> bool:
-        at, times = self.bug.get(job, (-1, 0))
-        if step != at or times == 0:
-            return False
-        self.bug[job] = (at, times - 1)
-        return True
 
     # --- faults ---
 
@@ -110,14 +120,16 @@ class World:
             self._kill_agent,
             self._kill_controller,
             self._kill_controller,
-            self._kill_node,
             self._kill_cluster,
             self._leave,
+            self._notice,
+            self._preempt,
+            *(partial(fault, self) for fault in (drain_node, kill_node, hang, storage_away, damage)),
             self._cancel,
             self._block,
         ]
 
-    def _some_job(self) -> str:
+    def some_job(self) -> str:
         return self.random.choice(sorted(self.storages))
 
     def _kill_process(self) -> None:
@@ -139,24 +151,15 @@ class World:
         if not self.controller.up:
             self.controller.come_back()
 
-    def _kill_node(self) -> None:
-        node = self.random.choice(self.nodes)
-        if node.alive:
-            self._end_node(node)
-            for gang in self.gangs:
-                if node.name in gang.nodes:
-                    gang.nodes = []  # Ray places its bundles anew
-            self.after(REVIVE_MS, lambda: self._revive_node(node))
-
     def _kill_cluster(self) -> None:
         self._kill_controller()
         for node in self.nodes:
             if node.alive:
-                self._end_node(node)
-                self.after(REVIVE_MS, lambda node=node: self._revive_node(node))
+                self.end_node(node)
+                self.after(REVIVE_MS, lambda node=node: self.revive_node(node))
         self.gangs.clear()
 
-    def _end_node(self, node: Node) -> None:
+    def end_node(self, node: Node) -> None:
         node.alive = False
         node.memory.clear()
         node.journals.clear()
@@ -166,24 +169,43 @@ class World:
             if agent.node is node:
                 agent.die()
 
-    def _revive_node(self, node: Node) -> None:
-        node.alive = True
+    def revive_node(self, node: Node) -> None:
+        node.alive, node.draining = True, False
         self._grant()
 
     def _leave(self) -> None:
         """A preemption notice to a whole gang."""
-        job = self._some_job()
+        job = self.some_job()
         for agent in self.present(job):
             agent.stop("left")
 
+    def _notice(self) -> None:
+        """One machine of a gang is said to go away, and sometimes does before its worker has left."""
+        gang = self.present(self.some_job())
+        agents = [agent for agent in gang if agent.up and not agent.outcome]
+        if not agents:
+            return
+        agent = self.random.choice(agents)
+        agent.tell(
+            PreemptionNoticed(
+                attempt=agent.placed, rank=agent.rank, source="test", reason="goes", node_id=agent.node.name
+            )
+        )
+        self.after(self.between(0, 400), agent.die if self.chance(0.3) else lambda: agent.stop("left"))
+
+    def _preempt(self) -> None:
+        job = self.some_job()
+        if self.controller.up:
+            self.controller.tell(job, PreemptRequested(grace_s=self.between(0, 1)))
+
     def _cancel(self) -> None:
-        job = self._some_job()
+        job = self.some_job()
         if self.controller.up:
             self.cancelled.add(job)
             self.controller.tell(job, CancelRequested(now=self.chance(0.3)))
 
     def _block(self) -> None:
-        job = self._some_job()
+        job = self.some_job()
         if self.controller.up:
             self.controller.tell(job, BlockedBecause(reason="set its secrets again"))
 
@@ -205,8 +227,14 @@ class World:
     def agent_died(self, agent: Agent) -> None:
         evidence = f"ActorDiedError: killed at {self.clock.now_us}"
         lost = AgentLost(
-            attempt=agent.placed, rank=agent.rank, evidence=evidence, node_lost=not agent.node.alive
+            attempt=agent.placed,
+            rank=agent.rank,
+            evidence=evidence,
+            node_lost=not agent.node.alive,
+            preempted=agent.node.draining,
+            node_state="draining" if agent.node.draining else "",
         )
+        self.met.add("preempted" if lost.preempted else "node_lost" if lost.node_lost else "agent_lost")
         self.after(self.between(5, 60), lambda: self.controller.tell(agent.job, lost))
 
     # --- gangs and agents ---
@@ -262,8 +290,10 @@ class World:
 
     def stop_agents(self, job: str) -> None:
         for agent in self.present(job):
-            if self.chance(0.9):  # else it hangs, and StopOverdue ends it
+            if self.chance(0.9):
                 self.after(self.between(10, 600), lambda agent=agent: agent.stop("stopped"))
+            else:
+                agent.wedged = True  # it does nothing any more, and StopOverdue ends it
 
     def end_agents(self, job: str, gang_attempt: int | None) -> None:
         """`ray.kill` of all, and the gang (None: every gang) removed."""
@@ -305,7 +335,7 @@ class World:
         stored = next(iter(storage.restore_points()), None)
         snapshots = {node.memory.get((job, rank)) for rank, node in enumerate(nodes)}
         kept = snapshots.pop() if len(snapshots) == 1 else None
-        if kept is not None and storage.admits(*kept) and (stored is None or kept[1] >= stored[1]):
+        if kept is not None and storage.takes(*kept) and (stored is None or kept[1] >= stored[1]):
             return kept, "memory"
         return stored, "storage"
 
@@ -326,8 +356,12 @@ class World:
             assert len(processes) <= self.workers[name], f"{name}: more processes than ranks"
             spent = charges(job)
             booked = spent.failures + spent.hangs + spent.preemptions + spent.given_back
-            decided = self.controller.store.decided.get(name, 0)
-            assert name in self.resumed or booked == decided, f"{name}: {booked} booked, {decided} decided"
+            decided = self.controller.store.decided[name]
+            if name not in self.resumed:
+                assert booked == decided.total(), f"{name}: {booked} booked, {decided} decided"
+                for budget in BUDGETS:
+                    most = decided[budget] + decided["either"]
+                    assert spent.spent(budget) <= most, f"{name}: {budget} pay for others: {spent}, {decided}"
             if job.ended:
                 self._check_over(name)
 
@@ -355,10 +389,11 @@ class World:
         jobs = self.controller.store.jobs.values()
         for job in jobs:
             if job.state is State.BLOCKED and self.controller.up:
+                self.storages[job.job].repair()
                 self.controller.tell(job.job, Unblocked())
             elif job.state is State.FAILED and job.job not in self.resumed and self.controller.up:
                 self.resumed.add(job.job)
-                self.bug.pop(job.job, None)
+                self.flaws[job.job].mended()
                 self.controller.tell(job.job, ResumeRequested())
         return all(job.ended for job in self.controller.store.jobs.values())
 

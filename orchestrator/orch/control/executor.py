@@ -166,7 +166,10 @@ class Executor:
         for other, attempt, rank in self._cluster.agents():
             handle = self._cluster.find_agent(job, attempt, rank) if other == job else None
             if handle is not None:
-                handle.stop.remote(outcome, command.grace_s)
+                if command.notice:
+                    handle.preempt.remote(command.notice, command.grace_s)
+                else:
+                    handle.stop.remote(outcome, command.grace_s)
         delay_s = max(0.0, (command.deadline_us - now_us()) / 1e6)
         timer = threading.Timer(delay_s, self._tell, (job, StopOverdue(attempt=command.attempt)))
         timer.daemon = True

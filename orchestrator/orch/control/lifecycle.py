@@ -15,6 +15,7 @@ from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orch.control import lifecycle_ending as ending
+from orch.control import lifecycle_leaving as going
 from orch.control import lifecycle_placing as placing
 from orch.control import lifecycle_running as running
 from orch.control.lifecycle_common import Step, books, leaving
@@ -86,6 +87,9 @@ TRANSITIONS: Mapping[tuple[State, type[Event]], Transition] = _table(
     (_LIVE,         ev.AgentUp,                        running.agent_up,             None),
     (PLACED,        ev.AgentLost,                      running.agent_lost,           PLACED | {_Q, _STOP}),
     ((_STOP,),      ev.AgentLost,                      running.agent_lost_stopping,  None),
+    (_LIVE,         ev.PreemptionNoticed,              going.noticed,                None),
+    (PLACED,        ev.PreemptRequested,               going.requested,              PLACED | {_Q, _STOP}),
+    (_ALL - PLACED, ev.PreemptRequested,               _note,                        None),
     (PLACED,        ev.WorkerEnded,                    running.worker_ended,         PLACED | {_Q, _STOP}),
     ((_STOP,),      ev.WorkerEnded,                    running.worker_ended_stopping, None),
 

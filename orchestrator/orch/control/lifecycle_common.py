@@ -102,8 +102,10 @@ def awaited(job: JobState) -> tuple[int, ...]:
 
 
 def leaving(job: JobState) -> bool:
-    """Whether the gang has begun to leave its place: nobody is replaced then."""
-    return any(agent.outcome in {"left", "stopped"} for agent in job.agents.values())
+    """Whether the gang has begun to leave its place, or was told to: nobody is replaced then."""
+    return job.stop_deadline_us is not None or any(
+        agent.outcome in {"left", "stopped"} for agent in job.agents.values()
+    )
 
 
 def placed_anew(job: JobState, ranks: tuple[int, ...]) -> JobState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orch.model import events as ev
 from orch.model.states import ENDED, PLACED, AgentStatus, JobState, State
 
-_OF_AGENT = ev.AgentUp | ev.AgentLost | ev.WorkerEnded
+_OF_AGENT = ev.AgentUp | ev.AgentLost | ev.PreemptionNoticed | ev.WorkerEnded
 _OF_PROCESS = (
     ev.ProcessStarted | ev.Restored | ev.Recovered | ev.Progressed | ev.ProcessExited | ev.RestartDecided
 )
@@ -29,7 +29,9 @@ def why_late(job: JobState, event: ev.Event) -> str | None:
     return _gang(job, event)
 
 
-def _agent(job: JobState, event: ev.AgentUp | ev.AgentLost | ev.WorkerEnded) -> str | None:
+def _agent(
+    job: JobState, event: ev.AgentUp | ev.AgentLost | ev.PreemptionNoticed | ev.WorkerEnded
+) -> str | None:
     agent = job.agents.get(event.rank)
     if agent is None:
         return f"the job has no agent of rank {event.rank}"

@@ -69,6 +69,8 @@ class StopAgents:
     attempt: int
     grace_s: float
     deadline_us: int
+    notice: str | None = None
+    """Why the place is wanted, when the job is to leave it and be placed again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -105,6 +105,25 @@ class AgentLost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PreemptionNoticed:
+    """The worker of `rank` was told that its place goes away. It leaves by itself; WorkerEnded comes next."""
+
+    attempt: int
+    rank: int
+    source: str
+    """Who gave the notice: `orch_workers.preemption` names them."""
+    reason: str
+    """What was said, as a sentence without its full stop."""
+    deadline_us: int | None = None
+    """When the place is gone, as far as it is known."""
+    node_id: str = ""
+    """Ray's name of the machine that is not to be used until it is seen whether it goes; empty: only this job
+    gives up its place."""
+    leaves: bool = True
+    """False: a mere warning; the worker saves and stays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerEnded:
     """The worker of `rank` ended, with one of OUTCOMES; the agent lives on until it is closed.
 
@@ -224,6 +243,14 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PreemptRequested:
+    """Somebody wants the job's place: it saves, leaves within `grace_s` and is placed again."""
+
+    grace_s: float
+    reason: str = "asked for with `orch preempt`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StopOverdue:
     """StopAgents' deadline has passed. Sent in any case; the lifecycle knows whether anybody is awaited."""
 
@@ -281,6 +308,7 @@ Event = (
     | GangLost
     | AgentUp
     | AgentLost
+    | PreemptionNoticed
     | WorkerEnded
     | ProcessStarted
     | Restored
@@ -290,6 +318,7 @@ Event = (
     | RestartDecided
     | CheckpointCommitted
     | CancelRequested
+    | PreemptRequested
     | StopOverdue
     | Closed
     | ResumeRequested

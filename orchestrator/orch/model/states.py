@@ -45,6 +45,8 @@ class AgentState:
     outcome: str | None = None
     started: Generation | None = None
     """Newest generation whose training process it started."""
+    notice: str = ""
+    """Why it leaves its place, once it was told to."""
 
     @property
     def alive(self) -> bool:
@@ -96,6 +98,8 @@ class JobState:
     """Backoff: nothing is placed earlier."""
     agents: Mapping[int, AgentState] = field(default_factory=dict)
     """By rank; empty unless the job has a granted gang, or is ending with one."""
+    cordoned: Mapping[str, int] = field(default_factory=dict)
+    """Machines (Ray's node ids) that were said to go away → until when nothing is placed there."""
     lost_node: str = ""
     """The machine whose loss was charged last, until a training process starts: the rest of it is free."""
     down: Generation | None = None
