@@ -46,6 +46,8 @@ class WorkerConfig:
     keep: Mapping[str, Any] = field(default_factory=dict)
     """`orch_policies.retention.Rules` in JSON form; what is left out has its default."""
     grace_s: float = 30.0
+    hang: float | str = "auto"
+    """`auto`, `off`, or seconds without a step."""
     standby: bool = True
     snapshot_every_steps: int | None = None
     memory_bytes: int | None = None

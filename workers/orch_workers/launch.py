@@ -70,6 +70,8 @@ class Launcher:
         self._workdir = Path(config.workdir)
         self._bundle: Path | None = None
         self.said_hello = False
+        self.waits_for_slot = False
+        """Training stands still because storage is slow."""
         self.leave_out: tuple[tuple[int, int], int] = ((0, 0), 0)
         """Generation of the newest rollback, and the step up to which data is left out then."""
         self._page: Page | None = None
@@ -328,7 +330,9 @@ class Launcher:
                 return given.index, given.path
             if not must or self._gone.is_set():
                 return None
+            self.waits_for_slot = True
             time.sleep(BUSY_POLL_S)
+            self.waits_for_slot = False
 
     def on_saved(self, index: int, info: Mapping[str, Any]) -> None:
         self._keeper.saved(index, info)

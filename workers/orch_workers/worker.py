@@ -7,7 +7,6 @@ wraps it in an actor, the tests run it as it is.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -27,21 +26,23 @@ from orch.model.events import (
 )
 from orch.model.generation import Generation
 from orch_policies.classification import Failure, Kind
+from orch_workers.attempt_log import AttemptLog
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.code import CodeError
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
 from orch_workers.ending import Homecoming
+from orch_workers.hangs import HangWatch
 from orch_workers.judging import Judge
 from orch_workers.keeper import Keeper
 from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
-from orch_workers.logs import LogShipper
 from orch_workers.numbers import LossWatch
 from orch_workers.recovery import Recovery
 from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
 from orch_workers.sampling import Sampler
+from orch_workers.stacks import read_stacks
 from orch_workers.telling import Telling
 from orch_workers.written import read_down, write_down
 
@@ -80,6 +81,7 @@ class Worker:
         self._recovery = Recovery(self._ledger)
         self._judge = Judge(self._ledger, config.paths.log)
         self._losses = LossWatch()
+        self._hangs = HangWatch(config.hang, read_stacks, self.note)
         self._awaiting_exit = False
         self._fatal: str | None = None
         self._finished = False
@@ -88,8 +90,7 @@ class Worker:
         self._halted = False
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
         self._telling = Telling(reports, Sampler(visible), self._state)
-        self._shipper: LogShipper | None = None
-        self._redactor = Redactor()
+        self._log = AttemptLog(config.paths.log, config.rank)
         self._keeper: Keeper | None = None
         self._launcher: Launcher | None = None
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -149,16 +150,12 @@ class Worker:
             self._end("blocked", str(error))
         except Exception:
             log.exception("the agent met a fault of its own and gives up")
-            self._tell_log(f"orch: the agent met a fault of its own and goes:\n{traceback.format_exc()}")
+            self._log.tell(f"orch: the agent met a fault of its own and goes:\n{traceback.format_exc()}")
             self._give_up()
-
-    def _tell_log(self, text: str) -> None:
-        with contextlib.suppress(OSError), self._config.paths.log.open("a") as file:
-            file.write(text)
 
     def _set_up(self) -> None:
         secrets = self._secrets()
-        self._redactor = Redactor(secrets.values())
+        self._log.redactor = Redactor(secrets.values())
         self._keeper = Keeper(
             self._config,
             secrets,
@@ -205,24 +202,16 @@ class Worker:
         assert self._keeper is not None
         assert self._launcher is not None
         self._keeper.start_generation(self._generation)
-        self._ship_log(self._keeper)
+        self._log.begin(self._keeper, self._generation)
         pid = self._launcher.start(self._generation)
         if self._halted:
             self._launcher.kill()  # `halt` came between, and found nothing to end yet
         self._judge.began(pid)
         self._losses.began()
+        self._hangs.began()
         self._recovery.began()
         self._awaiting_exit = True
         self._reports.add(ProcessStarted(generation=self._generation, rank=self._config.rank, pid=pid))
-
-    def _ship_log(self, keeper: Keeper) -> None:
-        prefix = keeper.catalog.path("logs", str(self._generation), str(self._config.rank))
-        if self._shipper is None:
-            self._shipper = LogShipper(
-                self._config.paths.log, keeper.create_object, prefix, redactor=self._redactor
-            )
-        else:
-            self._shipper.begin(prefix)
 
     # what the training process says (through the launcher)
 
@@ -319,7 +308,7 @@ class Worker:
         assert self._launcher is not None
         kind: Kind = "fatal" if self._fatal else "process_exit"
         seen = Failure(kind, exit_code=code, signal=signal, step=step, message=self._fatal or "")
-        found = self._judge.judge(seen, self._redactor, str(self._generation))
+        found = self._judge.judge(seen, self._log.redactor, str(self._generation))
         decision = found.decision
         self._reports.add(
             ProcessExited(
@@ -398,8 +387,7 @@ class Worker:
     def _close(self) -> str:
         if self._launcher is not None:
             self._launcher.close()
-        if self._shipper is not None:
-            self._shipper.close()
+        self._log.close()
         if self._keeper is not None:
             self._keeper.close()
         self._tell_progress()
@@ -413,9 +401,20 @@ class Worker:
                 self._start_process()
             return
         self._look_at_page()
+        self._look_for_hang()
         if self._telling.due:
             self._judge.look(self._pids())
             self._tell_progress()
+
+    def _look_for_hang(self) -> None:
+        launcher = self._launcher
+        if launcher is None or not self._awaiting_exit or self._judge.condemned or self.stopping.is_set():
+            return
+        hang = self._hangs.look_at(launcher, self._recovery.restored_step or 0, finished=self._finished)
+        if hang is not None:
+            self._log.tell(f"orch: {hang.failure.message}. What its processes were doing:\n{hang.stacks}\n")
+            self._judge.condemn(hang.failure)
+            launcher.end_process()
 
     def _look_at_page(self) -> None:
         launcher = self._launcher

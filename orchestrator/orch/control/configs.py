@@ -100,6 +100,7 @@ def agent_config(
         max_overhead=spec.checkpoint.max_overhead,
         seen=seen,
         keep=rules_of(spec.checkpoint.keep).to_dict(),
+        hang=spec.restart.hang,
         standby=spec.restart.standby,
         snapshot_every_steps=spec.restart.snapshot_every_steps,
         memory_bytes=spec.resources.memory_bytes,

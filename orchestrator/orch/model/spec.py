@@ -337,5 +337,3 @@ def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
             "keeping files that the script writes itself",
             "remove the key, and use `import orch` in the script to have its state kept",
         )
-    if spec.restart.hang not in {"auto", "off"}:
-        yield "restart.hang", "a limit of your own for hangs", "remove the key"
