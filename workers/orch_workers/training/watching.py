@@ -14,7 +14,8 @@ Nothing is told apart by value: `==` on tensors compares elements, and two step 
 from __future__ import annotations
 
 from collections import OrderedDict
-from operator import attrgetter, eq, is_, itemgetter
+from itertools import chain
+from operator import attrgetter, eq, itemgetter
 from typing import Any, Iterator, Sequence
 
 HOLE = object()
@@ -53,29 +54,30 @@ class Layouts:
     """What a list of tensors is like: everything that decides which bytes are read and what they mean."""
 
     def __init__(self, torch: Any, tensors: Sequence[Any]) -> None:
-        self._torch = torch
-        self._types = list(map(type, tensors))
-        self._addresses = list(map(torch.Tensor.data_ptr, tensors))
-        self._sizes = [tensor.size() for tensor in tensors]
-        self._strides = [tensor.stride() for tensor in tensors]
-        self._dtypes = [tensor.dtype for tensor in tensors]
-        self._devices = [tensor.device for tensor in tensors]
-        self._complex = [index for index, tensor in enumerate(tensors) if tensor.is_complex()]
+        tensor = torch.Tensor
+        self._looks = (type, tensor.data_ptr, tensor.size, tensor.stride, attrgetter("dtype"), tensor.is_neg)
+        known: dict[
+            Any, Any
+        ] = {}  # equal shapes are kept once: what is compared with should fit into a cache
+        self._expected = [
+            tuple(known.setdefault(part, part) if isinstance(part, tuple) else part for part in looks)
+            for looks in self._all(tensors)
+        ]
+        self._complex = [index for index, found in enumerate(tensors) if found.is_complex()]
         # an address tells the device too, but nothing lives at the address of no bytes
-        self._empty = [index for index, tensor in enumerate(tensors) if not tensor.numel()]
+        self._empty = {index: found.device for index, found in enumerate(tensors) if not found.numel()}
+
+    def _all(self, tensors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """Everything of one tensor before anything of the next: each is fetched from memory once."""
+        return zip(*(map(look, tensors) for look in self._looks))
 
     def hold(self, tensors: Sequence[Any]) -> bool:
-        """Half a microsecond a tensor. No list of tuples is built: the garbage collector would come by."""
-        tensor = self._torch.Tensor
+        """Under a microsecond a tensor."""
         return (
-            list(map(type, tensors)) == self._types
-            and list(map(tensor.data_ptr, tensors)) == self._addresses
-            and all(map(eq, map(tensor.size, tensors), self._sizes))
-            and all(map(eq, map(tensor.stride, tensors), self._strides))
-            and all(map(is_, map(attrgetter("dtype"), tensors), self._dtypes))
-            and not any(map(tensor.is_neg, tensors))
+            len(tensors) == len(self._expected)
+            and all(map(eq, self._all(tensors), self._expected))
             and not any(tensors[index].is_conj() for index in self._complex)
-            and all(tensors[index].device == self._devices[index] for index in self._empty)
+            and all(tensors[index].device == device for index, device in self._empty.items())
         )
 
 
@@ -100,6 +102,12 @@ class TensorWatch(Watch):
         return self._tensor.detach()
 
 
+_MEMBERS = ("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
+_members_of = itemgetter(*_MEMBERS)
+_OWN_WAYS = ("state_dict", "_save_to_state_dict", "_version")
+"""With one of these a module, and not its class, says how it is saved."""
+
+
 class ModuleWatch(Watch):
     """A torch.nn.Module all of whose parts save themselves as torch.nn.Module does."""
 
@@ -112,12 +120,16 @@ class ModuleWatch(Watch):
         self._collect(module, "")
         self._types: list[Any] = list(map(type, self._modules))
         self._methods = {kind: self._methods_of(kind) for kind in self._types}
-        if any(methods != self._methods_of(self._base) for methods in self._methods.values()):
+        if any(methods[:-1] != self._methods_of(self._base)[:-1] for methods in self._methods.values()):
             raise UnwatchableError
-        self._members = self._look()
+        found = self._walk()
+        if found is None:
+            raise UnwatchableError
+        self._structure, members = found
+        saved = {id(value) for part in self._modules for value in _saved(part)}
+        self._tensors_at = [index for index, value in enumerate(members) if id(value) in saved]
         live = self.tensors()
-        if live is None or any(map(_has_hooks, self._modules)):
-            raise UnwatchableError
+        assert live is not None
         assert_watchable(torch, live)
         self._compare(module.state_dict(), live)
 
@@ -130,18 +142,20 @@ class ModuleWatch(Watch):
         return found == {standard}
 
     def _collect(self, module: Any, prefix: str) -> None:
-        members = (module.__dict__.get(name) for name in ("_parameters", "_buffers", "_modules"))
-        if any(type(found) not in (dict, OrderedDict) for found in members):
+        own = module.__dict__
+        if any(type(own.get(name)) not in (dict, OrderedDict) for name in _MEMBERS):
             raise UnwatchableError
         self._modules.append(module)
         self._names += [prefix + key for key, value in module._parameters.items() if value is not None]
-        self._names += [prefix + key for key, value in _saved_buffers(module) if value is not None]
+        left_out = module._non_persistent_buffers_set
+        buffers = module._buffers.items()
+        self._names += [prefix + key for key, value in buffers if value is not None and key not in left_out]
         for key, child in module._modules.items():
             if child is not None:
                 self._collect(child, f"{prefix}{key}.")
 
     def _methods_of(self, kind: Any) -> tuple[Any, ...]:
-        return (kind.state_dict, kind._save_to_state_dict, kind.get_extra_state)
+        return (kind.state_dict, kind._save_to_state_dict, kind.get_extra_state, kind._version)
 
     def _compare(self, state: Any, live: list[Any]) -> None:
         """The proof, at the moment the plan is made, that the walk finds what state_dict() gives."""
@@ -151,56 +165,56 @@ class ModuleWatch(Watch):
             if not _same_memory(stored, tensor):
                 raise UnwatchableError
 
-    def _look(self) -> list[Any]:
-        """Names, counts and identities of all members, flat; hooks and what else changes a state_dict."""
-        found: list[Any] = []
+    def _walk(self) -> tuple[tuple[Any, ...], list[Any]] | None:
+        """(names, counts, identities, what is not saved) of all members, and the members; None when a module has come
+        to save itself in a way of its own.
+        """
+        names: list[str] = []
+        members: list[Any] = []
+        counts: list[int] = []
+        left_out: list[Any] = []
         for module in self._modules:
-            parameters, buffers, children = module._parameters, module._buffers, module._modules
-            found += (len(parameters), len(buffers), len(children), module._version)
-            found += parameters
-            found += map(id, parameters.values())
+            own = module.__dict__
+            parameters, buffers, children, hooks, earlier_hooks = _members_of(own)
+            if hooks or earlier_hooks or not own.keys().isdisjoint(_OWN_WAYS):
+                return None
+            names += parameters
+            members += parameters.values()
+            counts.append(len(parameters))
             if buffers:
-                found += buffers
-                found += map(id, buffers.values())
-                found += sorted(module._non_persistent_buffers_set)
+                names += buffers
+                members += buffers.values()
+                left_out.append(frozenset(own["_non_persistent_buffers_set"]))
             if children:
-                found += children
-                found += map(id, children.values())
-            if _has_hooks(module):
-                found.append(module._state_dict_hooks)
-        return found
+                names += children
+                members += children.values()
+            counts.append(len(buffers))
+        return (names, counts, list(map(id, members)), left_out), members
 
     def tensors(self) -> list[Any] | None:
-        modules = self._modules
-        if list(map(type, modules)) != self._types or self._look() != self._members:
+        if list(map(type, self._modules)) != self._types:
             return None
         if any(self._methods_of(kind) != known for kind, known in self._methods.items()):
             return None
-        live: list[Any] = []
-        for module in modules:
-            live += module._parameters.values()
-            if module._buffers:
-                live += (value for _, value in _saved_buffers(module))
-        return [tensor for tensor in live if tensor is not None]
+        found = self._walk()
+        if found is None or found[0] != self._structure:
+            return None
+        return _picked(found[1], self._tensors_at)
 
     def fixed(self) -> Any:
         return self._module.state_dict()
 
 
-def _has_hooks(module: Any) -> bool:
-    """Whether this module, and not its class, says how it is saved."""
-    own = module.__dict__
-    return bool(
-        module._state_dict_hooks
-        or module._state_dict_pre_hooks
-        or "state_dict" in own
-        or "_save_to_state_dict" in own
-    )
-
-
-def _saved_buffers(module: Any) -> list[tuple[str, Any]]:
+def _saved(module: Any) -> Iterator[Any]:
+    yield from (value for value in module._parameters.values() if value is not None)
     left_out = module._non_persistent_buffers_set
-    return [(key, value) for key, value in module._buffers.items() if key not in left_out]
+    yield from (value for key, value in module._buffers.items() if value is not None and key not in left_out)
+
+
+def _picked(values: list[Any], indexes: list[int]) -> list[Any]:
+    if len(indexes) == len(values):
+        return values
+    return list(itemgetter(*indexes)(values)) if len(indexes) > 1 else [values[index] for index in indexes]
 
 
 def _same_memory(one: Any, other: Any) -> bool:
@@ -230,6 +244,7 @@ class OptimizerWatch(Watch):
         self._groups = self._group_ids()
         self._keys = list(map(id, self._state()))
         self._entry_keys = [list(entry) for entry in self._state().values()]
+        self._structure = self._look(self._state())
         self._by_entry = self._entry_names()
         self._values: list[Any] = []
         values = [value for entry in self._state().values() for value in entry.values()]
@@ -285,16 +300,15 @@ class OptimizerWatch(Watch):
             return None
         if not self._names_are_fixed and self._handler.group_names() != self._names:
             return None
-        values: list[Any] = []
-        for entry, keys in zip(state.values(), self._entry_keys):
-            if type(entry) is not dict or list(entry) != keys:
-                return None
-            values += entry.values()
-        self._values = values
-        if not self._holes:
-            return values
-        found = self._fixed_at
-        return list(itemgetter(*found)(values)) if len(found) > 1 else [values[index] for index in found]
+        if self._look(state) != self._structure:
+            return None
+        self._values = list(chain.from_iterable(map(dict.values, state.values())))
+        return _picked(self._values, self._fixed_at)
+
+    def _look(self, state: Any) -> tuple[list[Any], ...]:
+        """Kinds, lengths and keys of all entries."""
+        entries = state.values()
+        return list(map(type, entries)), list(map(len, entries)), list(chain.from_iterable(entries))
 
     def fixed(self) -> Any:
         state: dict[str, Any] = {name: {} for name in self._by_entry}

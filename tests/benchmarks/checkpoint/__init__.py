@@ -1,0 +1,1 @@
+"""What a checkpoint costs, beside the peers: `python -m tests.benchmarks.checkpoint`."""
