@@ -23,6 +23,7 @@ from orch.model.events import (
 )
 from orch.model.generation import Generation
 from orch_policies import restart as policy
+from simulation.faults import poison
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -31,6 +32,8 @@ STEP_MS = 100
 CHECKPOINT_STEPS = 5
 GUARD_KILL_MS = 40
 SPAWN_MS = (50, 400)
+HANG_LIMIT_MS = 1500
+AWAY_RETRY_MS = 300
 UPLOAD_MS = (20, 900)
 
 
@@ -41,6 +44,7 @@ class Process:
     generation: Generation
     node: str
     alive: bool = True
+    hung: bool = False
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Node:
     name: str
     slots: int
     alive: bool = True
+    draining: bool = False
     memory: dict[tuple[str, int], tuple[Generation, int]] = field(default_factory=dict)
     """(job, rank) → newest READY snapshot."""
     journals: dict[tuple[str, int], list[Event]] = field(default_factory=dict)
@@ -74,6 +79,8 @@ class Agent:
         self.alive, self.up, self.outcome = True, False, ""
         self.process: Process | None = None
         self.restart, self.step, self.told_recovered = 0, 0, False
+        self.stalled_ms = 0
+        self.wedged = False
         self.journal = node.journals.setdefault((job, rank), [])
         backlog = list(self.journal)
         world.after(world.between(*SPAWN_MS), lambda: self._come_up(backlog))
@@ -161,35 +168,53 @@ class Agent:
             return
         self.restart = generation.restart
         point, source = self.world.restore(self.job, [agent.node for agent in gang])
+        storage = self.world.storages[self.job]
+        if point is None and storage.manifests:
+            self.end("blocked", "nothing of what was saved can be restored")
+            return
         step = 0 if point is None else point[1]
-        if not self.world.storages[self.job].begin(generation, step):
+        if not storage.begin(generation, step):
             self.end("stopped", "a newer generation exists")
             return
+        storage.forked(generation, point)
         self.world.restored(self.job, point)
         for agent in gang:
             agent.process = Process(generation, agent.node.name)
             self.world.start_process(self.job, agent.process)
             agent.tell(ProcessStarted(generation=generation, rank=agent.rank))
-        self.step, self.told_recovered = step, False
+        self.step, self.told_recovered, self.stalled_ms = step, False, 0
         if point is not None:
             self.tell(Restored(generation=generation, step=step, source=source))
         self.world.after(STEP_MS, lambda: self._train(generation))
 
     def _train(self, generation: Generation) -> None:
         """One step of the whole gang; what ended a process is seen here, as by `wait`."""
-        if not self.alive or self.outcome or (self.attempt, self.restart) != generation:
+        if not self.alive or self.outcome or self.wedged or (self.attempt, self.restart) != generation:
             return
         gang = self._gang()
         if gang is None or any(agent.process is None for agent in gang):
             return  # the controller replaces who is missing, and raises the attempt
         dead = next((agent for agent in gang if agent.process and not agent.process.alive), None)
-        crash = self.world.crashes_at(self.job, self.step)
+        code = self.world.flaws[self.job].crash(self.step)
+        failure = None
         if dead is not None:
-            self._exited(dead, generation, signal=9, code=None)
-        elif crash:
-            self._exited(self, generation, signal=None, code=1)
-        else:
+            failure = policy.Failure("process_exit", signal=9, step=self.step)
+        elif any(agent.process.hung for agent in gang if agent.process):
+            self.stalled_ms += STEP_MS
+            if self.stalled_ms < HANG_LIMIT_MS:
+                self.world.after(STEP_MS, lambda: self._train(generation))
+                return
+            failure = policy.Failure("hang", step=self.step, message="no step for too long")
+        elif code:
+            failure = policy.Failure("process_exit", exit_code=code, step=self.step)
+        elif self.world.flaws[self.job].turns_bad(self.step + 1):
+            poison(self.world, self.job, self.step + 1)
+            failure = policy.Failure("bad_numbers", step=self.step + 1, message="loss is nan")
+        if failure is None:
             self._stepped(generation)
+        else:
+            self.world.met.add(failure.kind)
+            self._exited(dead or self, generation, failure)
 
     def _stepped(self, generation: Generation) -> None:
         self.step += 1
@@ -213,6 +238,9 @@ class Agent:
             agent.node.memory[self.job, agent.rank] = (generation, step)
 
         def uploaded() -> None:
+            if self.world.storages[self.job].away and self.alive:
+                self.world.after(AWAY_RETRY_MS, uploaded)
+                return
             lands = self.alive or self.world.chance(0.5)
             if lands and self.job not in self.world.swept:
                 self.world.storages[self.job].commit(generation, step)
@@ -233,11 +261,19 @@ class Agent:
             policy.History.from_dict(self.policy["history"]),
         )
 
-    def _exited(self, agent: Agent, generation: Generation, *, signal: int | None, code: int | None) -> None:
+    def _exited(self, agent: Agent, generation: Generation, failure: policy.Failure) -> None:
         """Restart in place, by the policy and the budget that came with the attempt. Journalled first."""
-        failure = policy.Failure("process_exit", exit_code=code, signal=signal, step=self.step)
+        signal = None if failure.exit_code else 9  # what hangs or has gone bad is killed by its agent
         agent.tell(
-            ProcessExited(generation=generation, rank=agent.rank, signal=signal, code=code, step=self.step)
+            ProcessExited(
+                generation=generation,
+                rank=agent.rank,
+                signal=signal,
+                code=failure.exit_code,
+                step=self.step,
+                what=policy.describe(failure),
+                detect_s=self.stalled_ms / 1000,
+            )
         )
         for other in self.world.present(self.job):
             other._end_own_process()
@@ -249,6 +285,8 @@ class Agent:
         if decision.action == "fail":
             self.end("failed", decision.reason)
             return
+        if decision.charge_to is None:
+            self.world.met.add("asked")
         following = Generation(generation.attempt, generation.restart + 1)
         self.tell(
             RestartDecided(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class Store:
     jobs: dict[str, JobState] = field(default_factory=dict)
     outbox: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     next_seq: int = 1
-    decided: dict[str, int] = field(default_factory=dict)
+    decided: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Decisions that ought to have been charged, counted beside the lifecycle and not by it."""
     restarts: dict[str, set[str]] = field(default_factory=dict)
 
@@ -78,16 +79,19 @@ class Controller:
 
     def _count(self, before: JobState, job: JobState, event: Event, commands: list[Command]) -> None:
         name = job.job
+        if isinstance(event, RestartDecided):
+            failure = event.failure or {}
+            assert failure.get("exit_code") not in job.budgets.get("stop_codes", ()), f"{name}: to be stopped"
         if isinstance(event, RestartDecided) and event.charge_to:
             seen = self.store.restarts.setdefault(name, set())
             if str(event.generation) not in seen:
                 seen.add(str(event.generation))
-                self.store.decided[name] = self.store.decided.get(name, 0) + 1
+                self.store.decided[name]["hangs" if failure.get("kind") == "hang" else "failures"] += 1
         replaced = job.attempt > before.attempt and any(isinstance(c, cmd.StartAgents) for c in commands)
         requeued = before.gang_granted and job.state.value == "QUEUED"
         free = ("whether one was", "charged already")
         if (replaced or requeued) and not any(words in job.story[-1].decision for words in free):
-            self.store.decided[name] = self.store.decided.get(name, 0) + 1
+            self.store.decided[name][_payer(event, before)] += 1
 
     # --- death and return ---
 
@@ -213,3 +217,13 @@ class Controller:
                 world.when_gone(name, lambda: (tell(closed), finish()))
                 return
         finish()
+
+
+def _payer(event: Event, before: JobState) -> str:
+    """Who is to pay for a placing, by the table of DESIGN section 7."""
+    if isinstance(event, AgentLost):
+        told = event.preempted or before.agents[event.rank].notice
+        return "preemptions" if event.node_lost or told else "failures"
+    if isinstance(event, Adopted):
+        return "either"  # an agent that is not there, or its gang
+    return "preemptions"

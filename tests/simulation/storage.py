@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orch_workers.checkpoint.chain import Chain
+
 if TYPE_CHECKING:
     from orch.model.generation import Generation
 
@@ -15,7 +17,11 @@ class Storage:
     """Generation → its parent and the step it restored (generations/G.json)."""
     manifests: set[tuple[Generation, int]] = field(default_factory=set)
     best_on_chain: int = 0
-    """Highest step that was ever committed on the chain as it stood then."""
+    """Highest step that was ever committed on the chain as it stood then, less what was damaged or poisoned since."""
+    chain: Chain | None = None
+    """Of the newest generation, as the workers keep it: what they restore is chosen with it."""
+    quarantined: set[tuple[Generation, int]] = field(default_factory=set)
+    away: bool = False
 
     @property
     def newest(self) -> Generation | None:
@@ -28,6 +34,13 @@ class Storage:
             return False
         self.parents[generation] = (newest, step)
         return True
+
+    def forked(self, generation: Generation, point: tuple[Generation, int] | None) -> None:
+        """The workers' own chain, after `generation` has restored `point`."""
+        if self.chain is None or point is None:
+            self.chain = Chain.root(generation)
+        else:
+            self.chain = self.chain.fork(generation, *point)
 
     def admits(self, generation: Generation, step: int) -> bool:
         """Whether (generation, step) lies on the chain of the newest generation, at or before each fork."""
@@ -45,6 +58,20 @@ class Storage:
             self.best_on_chain = max(self.best_on_chain, step)
 
     def restore_points(self) -> list[tuple[Generation, int]]:
-        return sorted(
-            (m for m in self.manifests if self.admits(*m)), key=lambda m: (m[1], m[0]), reverse=True
-        )
+        """As the workers choose: by their chain, newest first, without what is in quarantine."""
+        whole = self.manifests - self.quarantined
+        return sorted((m for m in whole if self.takes(*m)), key=lambda m: (m[1], m[0]), reverse=True)
+
+    def takes(self, generation: Generation, step: int) -> bool:
+        return self.chain is not None and self.chain.admits(tuple(generation), step)
+
+    def quarantine(self, points: set[tuple[Generation, int]]) -> None:
+        """Damaged or poisoned: never restored, and no loss."""
+        self.quarantined |= points
+        left = [
+            step for generation, step in self.manifests - self.quarantined if self.admits(generation, step)
+        ]
+        self.best_on_chain = min(self.best_on_chain, max(left, default=0))
+
+    def repair(self) -> None:
+        self.quarantined.clear()
