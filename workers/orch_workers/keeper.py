@@ -267,7 +267,7 @@ class Keeper:
             self._staging.abandon()
             self._queue_newest({"reason": "process ended"})
 
-    def poison(self, stretch: Stretch) -> list[int]:
+    def poison(self, stretch: Stretch) -> list[poison.Point]:
         """Nothing of `stretch` is restored from now on, and its process is gone; returns the checkpoints marked."""
         with self._lock:
             bad = [s for s in self._staging.snapshots() if poison.in_memory(stretch, s)]

@@ -9,13 +9,13 @@ one. What was saved in between decides for itself: each snapshot holds the loss 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orch.model.generation import Generation
 from orch_policies.classification import Failure
 
 if TYPE_CHECKING:
-    from orch.model.generation import Generation
     from orch_workers.keeper import Keeper
     from orch_workers.launch import Launcher
 
@@ -66,21 +66,33 @@ class LossWatch:
         said = f"{name} is {value} at step {step}"
         if step == self._restored + 1 > 1:
             # It was bad at once: the state it began with is, too, though its own loss was a number.
-            self.stretch = Stretch(self._restored - 1, self._restored, step, f"the step after it was bad: {said}")
+            self.stretch = Stretch(
+                self._restored - 1, self._restored, step, f"the step after it was bad: {said}"
+            )
         else:
             self.stretch = Stretch(self._good, step, step, said)
         return Failure(
-            "bad_numbers", step=step, message=f"{name} is {value}; step {self._good} was the last one known to be good"
+            "bad_numbers",
+            step=step,
+            message=f"{name} is {value}; step {self._good} was the last one known to be good",
         )
 
-    def leave_behind(self, keeper: Keeper, launcher: Launcher, generation: Generation) -> str:
+    def leave_behind(
+        self, keeper: Keeper, launcher: Launcher, generation: Generation
+    ) -> list[tuple[str, int]]:
         """What was saved while the loss was bad is never restored, and a next start leaves that stretch's data out.
 
-        The process of `generation` is gone. Returns what a person should know.
+        The process of `generation` is gone. Returns the checkpoints that were marked: generation and step.
         """
         stretch = self.stretch
         assert stretch is not None
-        marked = keeper.poison(stretch)
         launcher.leave_out = ((generation.attempt, generation.restart + 1), stretch.until_step)
-        kept = f"; the checkpoints of steps {', '.join(map(str, marked))} are marked poisoned" if marked else ""
-        return f"{stretch.reason}{kept}"
+        return [(str(Generation(*place)), step) for place, step in keeper.poison(stretch)]
+
+    def sentence(self, marked: Sequence[tuple[str, int]]) -> str:
+        """What a person should know of it."""
+        assert self.stretch is not None
+        steps = ", ".join(str(step) for _, step in marked)
+        return self.stretch.reason + (
+            f"; the checkpoints of steps {steps} are marked poisoned" if marked else ""
+        )

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from orch_workers.checkpoint.staging import Snapshot
 
 
+Point = tuple[tuple[int, int], int]
+"""Generation and step."""
+
+
 def is_poisoned(stretch: Stretch, step: int, metrics: Mapping[str, Any]) -> bool:
     """`metrics`: of the very step that was saved."""
     return step >= stretch.bad_step or (step > stretch.good_step and bool(bad_losses(metrics)))
@@ -39,14 +43,14 @@ def in_memory(stretch: Stretch, snapshot: Snapshot) -> bool:
         slot.close()
 
 
-def mark(catalog: Catalog, stretch: Stretch, coming: Sequence[Snapshot]) -> list[int]:
-    """Marks what is poisoned on the chain, and what is on its way there; returns its steps. May raise a
-    StorageError: repeatable.
+def mark(catalog: Catalog, stretch: Stretch, coming: Sequence[Snapshot]) -> list[Point]:
+    """Marks what is poisoned on the chain, and what is on its way there; returns it. May raise a StorageError:
+    repeatable.
     """
-    marked = []
+    marked: list[Point] = []
     for snapshot in coming:
         catalog.quarantine(RestorePoint(snapshot.generation, snapshot.step), f"poisoned: {stretch.reason}")
-        marked.append(snapshot.step)
+        marked.append((snapshot.generation, snapshot.step))
     for point in catalog.restore_points():
         if point.step <= stretch.good_step:
             continue
@@ -56,5 +60,5 @@ def mark(catalog: Catalog, stretch: Stretch, coming: Sequence[Snapshot]) -> list
             continue  # found again, and dealt with, when it is to be restored
         if is_poisoned(stretch, point.step, metrics):
             catalog.quarantine(point, f"poisoned: {stretch.reason}")
-            marked.append(point.step)
+            marked.append((point.generation, point.step))
     return marked

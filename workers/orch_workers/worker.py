@@ -310,6 +310,10 @@ class Worker:
         seen = Failure(kind, exit_code=code, signal=signal, step=step, message=self._fatal or "")
         found = self._judge.judge(seen, self._log.redactor, str(self._generation))
         decision = found.decision
+        poisoned: list[tuple[str, int]] = []
+        if found.failure.kind == "bad_numbers":
+            poisoned = self._losses.leave_behind(self._keeper, self._launcher, self._generation)
+            self.note(self._losses.sentence(poisoned))
         self._reports.add(
             ProcessExited(
                 generation=self._generation,
@@ -324,9 +328,8 @@ class Worker:
                 detect_s=max(0.0, (time.monotonic_ns() - at_ns) / 1e9),
             ),
             traceback=found.traceback,
+            poisoned=poisoned,
         )
-        if found.failure.kind == "bad_numbers":
-            self.note(self._losses.leave_behind(self._keeper, self._launcher, self._generation))
         if decision.action == "fail":
             self._end("failed", decision.reason, exit_code=code, traceback=found.error, step=step)
             return

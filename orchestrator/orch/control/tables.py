@@ -29,6 +29,9 @@ def tabulate(
             transaction.put_restart(job, after.attempt, 1, **_cause(before, after, event))
     if after.state in ENDED and before.state not in ENDED:
         transaction.put_attempt(job, after.attempt, ended_us=now_us, outcome=after.state.value.lower())
+    for generation, step in extra.get("poisoned", ()):
+        reason = f"poisoned: {getattr(event, 'what', '')}"
+        transaction.mark_checkpoint(job, generation, step, "quarantined", reason=reason)
     match event:
         case ev.AgentUp():
             transaction.put_attempt(job, event.attempt, node=event.node)
