@@ -147,7 +147,8 @@ class Executor:
 
     def _start_agents(self, job: str, command: StartAgents) -> None:
         detail = self._store.job(job)
-        seen = observed(self._store, job, now_us())
+        auto = detail.spec["checkpoint"]["every"] == "auto"
+        seen = observed(self._store, job, now_us(), others=auto)
         for rank in command.ranks:
             config = agent_config(detail, command, rank, self._root, seen)
             try:

@@ -58,6 +58,9 @@ def test_failures_and_running_time_of_this_job_and_of_all_others(store: Store) -
     assert found["job"] == {"failures": 3, "running_s": 90.0}, "30 s since the last event are running, too"
     assert found["others"] == {"failures": 4, "running_s": 140.0}
     assert (found["blocked_s"], found["durable_s"]) == (None, None)
+    assert observed(store, "a-1", 95 * SECOND, others=False) == found | {
+        "others": {"failures": 0, "running_s": 0.0}
+    }
 
 
 def test_only_the_newest_jobs_tell_of_the_cluster_and_the_job_itself_always(
