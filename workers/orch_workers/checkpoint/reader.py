@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,23 +23,14 @@ from orch_workers.checkpoint.errors import (
     StorageError,
     StorageUnavailable,
 )
-from orch_workers.checkpoint.format import (
-    DIGEST_CHUNK_BYTES,
-    RankManifest,
-    ShardRecord,
-    TensorRecord,
-    digest_of,
-    digests_of,
-)
+from orch_workers.checkpoint.filling import fill
+from orch_workers.checkpoint.format import RankManifest, ShardRecord
 from orch_workers.checkpoint.rereading import Doubt
 from orch_workers.training.slots import Slot, SlotHeader, aligned
 
 if TYPE_CHECKING:
     from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 
-READ_BYTES = 16 << 20
-"""Asked for at a time."""
-READS_AT_ONCE = 8
 META_SLACK_BYTES = 4096
 
 Target = Path | str | Callable[[int], Path | str]
@@ -146,12 +136,12 @@ def restore(
         Path(path).unlink(missing_ok=True)  # never truncated in place: somebody may still have it mapped
         Slot.create(path, capacity)
     try:
-        slot = Slot(path, writable=True)
+        slot = Slot(path, writable=True, populate=False)
         try:
             slot.begin(point.generation, point.step)
             view = slot.data()[: part.data_bytes]
             try:
-                _fill(catalog, part, view)
+                fill(catalog, part, view)
             finally:
                 view.release()
             slot.finish(point.generation, point.step, part.data_bytes, meta)
@@ -221,78 +211,6 @@ def _bases(part: RankManifest) -> list[int]:
         bases.append(position)
         position += shard.size_bytes - shard.data_offset
     return bases
-
-
-def _fill(catalog: Catalog, part: RankManifest, view: memoryview) -> None:
-    by_shard: dict[int, list[TensorRecord]] = {}
-    for tensor in part.tensors:
-        by_shard.setdefault(tensor.shard, []).append(tensor)
-    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="restore") as pool:
-        for number, (shard, base) in enumerate(zip(part.shards, _bases(part), strict=True)):
-            stretch = view[base : base + shard.size_bytes - shard.data_offset]
-            path = catalog.path(shard.path)
-            reads = [
-                pool.submit(_read_exactly, catalog, path, shard.data_offset + at, stretch[at : at + size])
-                for at, size in _steps(len(stretch))
-            ]
-            for read in reads:
-                read.result()
-            _check_header(catalog, path, shard)
-            checks = [pool.submit(_check, catalog, path, shard, t, stretch) for t in by_shard.get(number, ())]
-            for check in checks:
-                check.result()
-
-
-def _steps(size_bytes: int) -> Iterator[tuple[int, int]]:
-    for at in range(0, size_bytes, READ_BYTES):
-        yield at, min(READ_BYTES, size_bytes - at)
-
-
-def _read_exactly(catalog: Catalog, path: str, start: int, view: memoryview) -> None:
-    """Fills `view`. That the shard is as long as it should be is known: an answer that is shorter was cut."""
-    doubt = Doubt(path)
-    while True:
-        try:
-            if catalog.storage.read_into(path, start, view) == len(view):
-                return
-        except NotFound as error:
-            if doubt.is_settled("missing"):
-                raise Damaged(f"{path} is missing") from error
-        except StorageUnavailable:
-            # One answer cut short is no reason to read the whole checkpoint again.
-            if doubt.is_settled("away"):
-                raise
-        else:
-            doubt.is_settled(None)
-
-
-def _check_header(catalog: Catalog, path: str, shard: ShardRecord) -> None:
-    doubt = Doubt(path)
-    while True:
-        found = catalog.storage.read(path, 0, shard.data_offset)
-        if digest_of(found) == shard.header_digest:
-            return
-        if doubt.is_settled(found if len(found) == shard.data_offset else None):
-            raise Damaged(f"{path}: its header does not match its digest")
-
-
-def _check(
-    catalog: Catalog, path: str, shard: ShardRecord, tensor: TensorRecord, stretch: memoryview
-) -> None:
-    whole = stretch[tensor.start : tensor.start + tensor.size_bytes]
-    for number, (found, expected) in enumerate(zip(digests_of(whole), tensor.digests, strict=True)):
-        if found == expected:
-            continue
-        at = number * DIGEST_CHUNK_BYTES
-        piece = whole[at : at + DIGEST_CHUNK_BYTES]
-        place = shard.data_offset + tensor.start + at
-        doubt = Doubt(path)
-        while digest_of(piece) != expected:
-            if doubt.is_settled(piece):
-                raise Damaged(
-                    f"{path}: tensor {tensor.name!r}, the bytes from {place} on do not match their digest"
-                )
-            _read_exactly(catalog, path, place, piece)
 
 
 __all__ = ["Restored", "find_and_restore", "restore"]

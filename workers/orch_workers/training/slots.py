@@ -100,9 +100,11 @@ def format_generation(generation: tuple[int, int]) -> str:
 class Slot:
     """A mapped slot file. One process writes at a time; who may is the agent's to say."""
 
-    def __init__(self, path: str, *, writable: bool = False, private: bool = False) -> None:
+    def __init__(
+        self, path: str, *, writable: bool = False, private: bool = False, populate: bool = True
+    ) -> None:
         """private: for a reader that makes arrays of the mapped memory itself; what is stored into them stays
-        in this process.
+        in this process. populate: False for a writer that maps the pages itself, as it goes.
         """
         self.path = path
         self._writable = writable
@@ -116,7 +118,7 @@ class Slot:
             self._map: mmap.mmap | None = mmap.mmap(descriptor, self.capacity_bytes, access=access)
         finally:
             os.close(descriptor)
-        if writable:
+        if writable and populate:
             with contextlib.suppress(OSError):  # an older kernel: the first snapshot is slower
                 self._map.madvise(_MADV_POPULATE_WRITE)
         self.view = memoryview(self._map)
