@@ -79,7 +79,7 @@ CAUSES: dict[str, Cause] = {
     # killed by a signal
     "oom_kill": Cause("killed by the kernel for lack of memory", _MORE_MEMORY),
     "killed": Cause(
-        "", "something outside orch sent the signal: a person, a batch system, a memory watchdog"
+        "", "something outside orch sent the signal: a person, a batch system, an out-of-memory daemon"
     ),
     "terminated": Cause("told to end by someone else than orch", "look for a time limit or a shutdown there"),
     "segfault": Cause("a crash in native code", "PYTHONFAULTHANDLER=1 in `env` shows the Python lines of it"),
@@ -174,8 +174,8 @@ _ERRORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "communication",
             (
-                r"NCCL (?:error|watchdog)|nccl(?:System|Remote|Internal|UnhandledCuda)Error|DistBackendError"
-                r"|Watchdog caught collective operation timeout|Connection closed by peer|Gloo connect"
+                r"NCCL (?:error|watch)|nccl(?:System|Remote|Internal|UnhandledCuda)Error|DistBackendError"
+                r"|collective operation timeout|Connection closed by peer|Gloo connect"
                 r"|DistNetworkError|DistStoreError"
             ),
         ),

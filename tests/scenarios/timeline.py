@@ -60,14 +60,18 @@ def _command(command: Command) -> str:
 def _account(job: JobState) -> list[str]:
     """How it stands at the end; indented, so that it is made anew."""
     charges: dict[str, Any] = {
-        name: job.charges.get(name, 0) for name in ("failures", "preemptions", "given_back")
+        name: job.charges.get(name, 0) for name in ("failures", "hangs", "preemptions", "given_back")
     }
     spent = {state: f"{us / 1_000_000:.3f}s" for state, us in job.spent_us.items() if us}
+    books = {bucket: f"{us / 1_000_000:.3f}s" for bucket, us in job.books["us"].items() if us}
     facts = [
         f"reason: {job.reason}",
         f"step {job.step}, charges {charges}",
         f"time {spent}",
+        f"books {books}",
     ]
+    if job.inexact:
+        facts.append(f"inexact: {job.inexact}")
     if job.exit_code is not None:
         facts.append(f"exit code {job.exit_code}")
     return [f"    = {fact}" for fact in facts]

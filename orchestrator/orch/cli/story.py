@@ -88,7 +88,7 @@ def incident(start: Document) -> str:
         parts.append(decision)
     if start.get("restored_step") is not None:
         parts.append(f"restored step {start['restored_step']} from {start.get('restored_from') or 'storage'}")
-    if start.get("lost_steps") is not None:
+    if start.get("lost_steps") or (start.get("cause") and start.get("lost_steps") is not None):
         parts.append(_lost_work(start))
     if start.get("recovery_s") is not None:
         parts.append(f"first new step after {span(start['recovery_s'])}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -176,6 +178,16 @@ def test_every_cause_can_be_told():
     for name, cause in CAUSES.items():
         assert cause.advice, name
         assert not cause.advice.endswith(".")
+
+
+def test_the_page_of_failures_has_every_cause():
+    page = (Path(__file__).parents[3] / "docs" / "failures.md").read_text()
+    told = dict(re.findall(r"^\| `([a-z_]+)`\*? \| .* \| (.*) \|$", page, re.MULTILINE))
+    assert {name: cause.advice for name, cause in CAUSES.items()} == {
+        name: advice for name, advice in told.items() if not name.endswith("_s")
+    }
+    suspected = set(re.findall(r"^\| `([a-z_]+)`\* ", page, re.MULTILINE))
+    assert suspected == {name for name, cause in CAUSES.items() if cause.accuses_node}
 
 
 anything = st.builds(
