@@ -261,12 +261,13 @@ class Standby:
             waiting.end()
 
     def status(self) -> dict[str, Any]:
-        """What status shows: ``state`` (none, warming, ready), why there is none, modules, memory."""
+        """What status shows: ``state`` (none, warming, ready), why there is none, pid, modules, memory."""
         waiting = self._waiting
         if waiting is None:
             return {"state": "none", "why": self._why}
         return {
             "state": waiting.phase,
+            "pid": waiting.process.pid,
             "modules": waiting.modules,
             "warmed_up_to": waiting.stopped_at or None,
             "not_warmed": dict(self._spoilers),

@@ -98,8 +98,10 @@ def _options(words: Sequence[str], cwd: Path) -> list[str]:
             found += [word, waiting.pop(0)]
         elif word.startswith(("-X", "-W")) or _is_flags(word):
             found.append(word)
-        elif word == "-m" or (word.startswith("-m") and len(word) > 2):
-            return found
+        elif word[0] == "-" and set(word[1:].partition("m")[0]) <= _FLAGS and "m" in word:
+            # `-m module`, `-mmodule`, and flags before that: `-Bm module`
+            flags = word[1:].partition("m")[0]
+            return [*found, f"-{flags}"] if flags else found
         elif word.startswith("-"):
             raise UnsupportedError(f"the interpreter is called with {word}")
         elif not (cwd / word).is_file():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any, List, Optional, Tuple
 
 RECORDS_MAX = 500
+EVENTS = ("import", "exec", "os.putenv", "os.unsetenv")
 
 
 class Recorder:
@@ -35,11 +36,7 @@ class Recorder:
         recorder = [self]
 
         def hook(event: str, args: "Tuple[Any, ...]") -> None:
-            if (
-                recorder
-                and event in ("import", "os.putenv", "os.unsetenv")
-                and not recorder[0].take(event, args)
-            ):
+            if recorder and event in EVENTS and not recorder[0].take(event, args):
                 recorder.clear()
 
         sys.addaudithook(hook)
@@ -56,6 +53,9 @@ class Recorder:
                 return True
             if event == "import":
                 return self._import(args[0])
+            if event == "exec":  # a module's code begins: it can be seen where it comes from
+                self._tell_origins()
+                return True
             return self._environment()
         except Exception:  # whatever it is, the script must not notice
             return False
@@ -64,7 +64,7 @@ class Recorder:
 
     def _import(self, name: str) -> bool:
         self._tell_origins()
-        frame: "Optional[FrameType]" = sys._getframe(3)
+        frame = _caller()
         while frame is not None and frame.f_code.co_filename.startswith(FROZEN):
             frame = frame.f_back
         if frame is None or not self._places.is_users(frame):
@@ -76,7 +76,7 @@ class Recorder:
 
     def _environment(self) -> bool:
         """A library may do that while it is imported; the user's code, or what it calls, ends the record."""
-        frame: "Optional[FrameType]" = sys._getframe(3)
+        frame = _caller()
         while frame is not None:
             if frame.f_code.co_filename.startswith(FROZEN):
                 return True
@@ -101,3 +101,11 @@ class Recorder:
             os.write(descriptor, (repr(entry) + "\n").encode("utf-8", "backslashreplace"))
         finally:
             os.close(descriptor)
+
+
+def _caller() -> "Optional[FrameType]":
+    """Who caused the event: below this function, two methods and the hook. None when no Python code did."""
+    try:
+        return sys._getframe(4)
+    except ValueError:
+        return None
