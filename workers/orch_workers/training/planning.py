@@ -101,10 +101,10 @@ class Plan:
     def copy(self, live: list[Any], data: memoryview, devices: DeviceCopies | None) -> None:
         """All fixed entries, in one pass; `live` is what the plan was last seen to hold for."""
         torch = self._torch
-        if self._on_device:
-            assert devices is not None
-            devices.begin(data, [(where, live[index]) for where, index in self._on_device])
         try:
+            if self._on_device:
+                assert devices is not None
+                devices.begin(data, [(where, live[index]) for where, index in self._on_device])
             if self._kept or self._viewed:
                 target = numpy_module().frombuffer(data, "u1")
                 pairs = [(target[where], view) for where, view in self._kept]
