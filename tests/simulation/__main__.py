@@ -6,20 +6,9 @@ import multiprocessing
 import os
 import sys
 
-from simulation.world import World
+from simulation.many import BATCH, run_batch
 
-BATCH = 200
 TOLD_EVERY = 5_000
-
-
-def run_batch(first: int) -> str:
-    """The story of the first seed of the batch that fails, or ""."""
-    for seed in range(first, first + BATCH):
-        try:
-            World(seed).run()
-        except AssertionError as error:
-            return str(error)
-    return ""
 
 
 def main() -> int:

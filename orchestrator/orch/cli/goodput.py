@@ -91,7 +91,7 @@ def _ledger(ledger: Document) -> Table:
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for justify in ("left", "right", "right", "left"):
-        table.add_column(justify=justify)  # type: ignore[arg-type]
+        table.add_column(justify=justify)
     total_s = sum(ledger.values())
     for name in (*BUCKETS, *(name for name in ledger if name not in BUCKETS)):
         spent_s = ledger.get(name)

@@ -45,7 +45,7 @@ class AgentSink(Sink):
         point = welcome.get("restore")
         if point is not None:
             found = RestorePoint(
-                *(point[name] for name in RestorePoint._fields[:4]), skip=point.get("skip", 0)
+                point["path"], point["source"], point["generation"], point["step"], point.get("skip", 0)
             )
             self.restore, self.passed_over = (found, None) if restore else (None, found)
         self._page = Page(welcome["page"])
