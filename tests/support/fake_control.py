@@ -39,6 +39,7 @@ class FakeControlService:
         self._bell = Bell()
         self._rng = random.Random(7)
         self.outputs_of: dict[str, Mapping[str, bytes]] = {}
+        self.preempted: list[tuple[str, float]] = []
         self.stopped = False
         self.broken_after: int | None = None
         self.closed_downloads = 0
@@ -112,6 +113,12 @@ class FakeControlService:
 
     def cancel(self, job: str, *, now: bool) -> Document:
         self.end(job, State.CANCELLED, "cancelled now" if now else "cancelled")
+        return self.job(job)
+
+    def preempt(self, job: str, *, grace_s: float) -> Document:
+        if self.store.state(job) is not State.RUNNING:
+            raise WrongUse(f"{job} has no place that it could leave")
+        self.preempted.append((job, grace_s))
         return self.job(job)
 
     def outputs(self, job: str) -> Download:

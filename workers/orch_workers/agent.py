@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from orch_workers.config import WorkerConfig
+from orch_workers.preemption import Leaving, Moment, Notice, Watcher, deadline_in, sigterm, sources_of
 from orch_workers.reports import Reports
 from orch_workers.sweep import sweep_job
 from orch_workers.worker import SecretsUnavailableError, Worker
@@ -18,6 +20,7 @@ CONTROLLER = ("controller", "orch")
 SECRETS_CALL_LIMIT_S = 10.0
 SECRETS_RETRY_S = 0.5
 EXIT_GIVEN_UP = 70
+EXIT_TERMINATED = 143
 
 
 class Agent:
@@ -25,11 +28,29 @@ class Agent:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = WorkerConfig.from_dict(config)
+        import ray
+
         paths = self._config.paths
         paths.make()
         self._reports = Reports(paths.state, self._config.attempt, self._config.rank)
         self._worker = Worker(self._config, self._reports, self._fetch_secrets, give_up=_give_up)
+        node_id = ray.get_runtime_context().get_node_id()
+        self._leaving = Leaving(
+            self._worker,
+            self._reports,
+            attempt=self._config.attempt,
+            rank=self._config.rank,
+            node_id=node_id,
+            grace_s=self._config.grace_s,
+            path=paths.state / "notices.json",
+        )
+        sources = (
+            sources_of(os.environ, lambda: _drain_deadline_ms(node_id)) if self._config.heeds_notices else []
+        )
+        self._watcher = Watcher(sources, self._leaving.notice, answered=self._leaving.answered)
+        sigterm.install(self._on_term)
         self._worker.start()
+        self._watcher.start()
 
     def describe(self) -> dict[str, Any]:
         """Who and where it is, and what its predecessors on this machine left in their journals."""
@@ -49,13 +70,31 @@ class Agent:
     def stop(self, outcome: str, grace_s: float) -> None:
         self._worker.stop(outcome, grace_s)
 
+    def preempt(self, reason: str, grace_s: float) -> None:
+        """Somebody wants the job's place, and not the machine."""
+        deadline = deadline_in(grace_s, Moment.now())
+        self._leaving.notice(Notice("orch", "preempt", reason, "", deadline, machine=False))
+
     def ended(self) -> bool:
         return self._worker.ended
 
     def sweep(self) -> None:
         """The job is over: what still runs is ended, and nothing stays on this machine but its logs."""
+        self._watcher.stop()
         self._worker.halt()
         sweep_job(self._config.paths)
+
+    def _on_term(self) -> None:
+        """The machine goes down, as far as anybody can know. Once its worker has ended, the agent goes at once."""
+        if self._worker.ended:
+            os._exit(EXIT_TERMINATED)
+        reason = "the agent was told to end (SIGTERM), as when its machine goes down"
+        self._leaving.notice(
+            Notice("sigterm", "preempt", reason, "", deadline_in(sigterm.GRACE_S, Moment.now()))
+        )
+        last = threading.Timer(sigterm.GRACE_S, os._exit, (EXIT_TERMINATED,))
+        last.daemon = True
+        last.start()
 
     def _fetch_secrets(self) -> dict[str, str]:
         """From the controller, kept in memory only: what is an actor's argument is stored by Ray.
@@ -85,3 +124,11 @@ class Agent:
 def _give_up() -> None:
     """Ends the agent at once: its guard ends what runs, its successor adopts what it held, a budget pays for it."""
     os._exit(EXIT_GIVEN_UP)
+
+
+def _drain_deadline_ms(node_id: str) -> int | None:
+    """Of the drain of this node; None: it is not drained. Private in Ray 2.60, and nowhere else (FIELD)."""
+    from ray._private import state
+
+    found: int | None = state.state.get_draining_nodes().get(node_id)
+    return found

@@ -48,6 +48,8 @@ class WorkerConfig:
     grace_s: float = 30.0
     hang: float | str = "auto"
     """`auto`, `off`, or seconds without a step."""
+    heeds_notices: bool = True
+    """False: cloud metadata, Ray's drain and Slurm's time limit are not watched (`restart.preemption: off`)."""
     standby: bool = True
     snapshot_every_steps: int | None = None
     memory_bytes: int | None = None

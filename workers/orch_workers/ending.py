@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from orch_workers.config import WorkerConfig
 from orch_workers.deliver import Delivery
 from orch_workers.keeper import Keeper
 from orch_workers.outputs import OutputsError
+from orch_workers.stops import Stop
 from orch_workers.written import write_down
 
 DRAIN_LIMIT_S = 20.0
@@ -21,19 +21,21 @@ OUTPUTS_RETRY_S = 2.0
 
 
 class Homecoming:
-    """`patient`: without an end in time, until `stopping` is set or `halted()`; else within DRAIN_LIMIT_S."""
+    """`patient`: without an end in time, until a stop is asked for or `halted()`; else within DRAIN_LIMIT_S, or until
+    the stop's own deadline where that is later.
+    """
 
     def __init__(
         self,
         config: WorkerConfig,
         *,
         patient: bool,
-        stopping: threading.Event,
+        stop: Stop,
         halted: Callable[[], bool],
         note: Callable[[str], None],
     ) -> None:
         self._config, self._patient = config, patient
-        self._stopping, self._halted, self._note = stopping, halted, note
+        self._stop, self._halted, self._note = stop, halted, note
 
     def bring(self, keeper: Keeper, workdir: Path, generation: Generation) -> str:
         """Snapshots, then outputs; returns what could not be kept, as the rest of the end's reason."""
@@ -57,11 +59,15 @@ class Homecoming:
 
     def _until(self, attempt: Callable[[float], bool], pause_s: float = 0.0) -> bool:
         """Tries in slices."""
-        deadline: float | None = None if self._patient else time.monotonic() + DRAIN_LIMIT_S
+        deadline: float | None = None if self._patient else self._deadline()
         while not attempt(DRAIN_SLICE_S):
-            if deadline is None and self._stopping.is_set():
-                deadline = time.monotonic() + DRAIN_LIMIT_S
+            if deadline is None and self._stop.asked.is_set():
+                deadline = self._deadline()
             if self._halted() or (deadline is not None and time.monotonic() > deadline):
                 return False
             time.sleep(pause_s)
         return True
+
+    def _deadline(self) -> float:
+        """A machine that was to be gone by now, and is not, may still take what is in memory to storage."""
+        return max(time.monotonic() + DRAIN_LIMIT_S, self._stop.until_s or 0.0)

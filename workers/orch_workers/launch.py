@@ -285,6 +285,12 @@ class Launcher:
             self._asked = (due.save_at, now_s)
             self._page.put_word(save_at=due.save_at, stop=self._leaving.is_set())
 
+    def save_soon(self) -> None:
+        """At the next step, whatever the interval says."""
+        if self._page is not None and self.said_hello and self.running:
+            self._asked = (self.progress().step + 1, time.monotonic())
+            self._page.put_word(save_at=self._asked[0], stop=self._leaving.is_set())
+
     # session.Handlers: called from the connection's thread, in order
 
     def on_hello(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -43,6 +43,7 @@ from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
 from orch_workers.sampling import Sampler
 from orch_workers.stacks import read_stacks
+from orch_workers.stops import Stop
 from orch_workers.telling import Telling
 from orch_workers.written import read_down, write_down
 
@@ -74,18 +75,17 @@ class Worker:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ledger = Ledger(config.policy)
         self._generation = Generation(config.attempt, 0)
-        self._stop_outcome: str | None = None
-        self._stop_at_ns: int | None = None
-        self.stopping = threading.Event()
+        self._stop = Stop()
+        self.stopping = self._stop.asked
         self._start_at: float | None = None
         self._recovery = Recovery(self._ledger)
         self._judge = Judge(self._ledger, config.paths.log)
         self._losses = LossWatch()
         self._hangs = HangWatch(config.hang, read_stacks, self.note)
         self._awaiting_exit = False
+        self._drill = Drill(config.drill)
         self._fatal: str | None = None
         self._finished = False
-        self._drill = Drill(config.drill)
         self._ended = False
         self._halted = False
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
@@ -100,12 +100,9 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, outcome: str, grace_s: float) -> None:
-        """Ends the worker as `outcome` ("stopped" or "left") within `grace_s` seconds; 0 kills at once."""
-        if self._stop_at_ns is None:
-            self._stop_at_ns = time.monotonic_ns()
-        self._stop_outcome = outcome
-        self.stopping.set()
+    def stop(self, outcome: str, grace_s: float, reason: str = "", until_s: float | None = None) -> None:
+        """Ends the worker ("stopped" or "left"), its process within `grace_s` (0: now). `until_s`: see Stop."""
+        self._stop.ask(outcome, reason, until_s)
         self._inbox.put(lambda: self._on_stop(outcome, grace_s))
 
     def halt(self) -> None:
@@ -118,6 +115,16 @@ class Worker:
     def note(self, message: str) -> None:
         """Something a person should see in status; told at once, whatever the loop is waiting for."""
         self._telling.note(message, self._generation, self._pids())
+
+    def save_soon(self) -> None:
+        """A snapshot at the next step, whatever the interval says."""
+        if self._launcher is not None:
+            self._inbox.put(self._launcher.save_soon)
+
+    @property
+    def durable_s(self) -> float | None:
+        """How long a save takes from memory into storage, where that is known."""
+        return self._keeper.pacing.status()["durable_s"] if self._keeper is not None else None
 
     @property
     def ended(self) -> bool:
@@ -145,7 +152,7 @@ class Worker:
         try:
             call()
         except InterruptedError as error:
-            self._end(self._stop_outcome or "stopped", str(error))
+            self._end(self._stop.outcome, self._stop.reason or str(error))
         except (CheckpointError, StorageRefused, CodeError, SecretsUnavailableError) as error:
             self._end("blocked", str(error))
         except Exception:
@@ -184,16 +191,10 @@ class Worker:
     ) -> None:
         self._ledger.committed(step)
         blocked_s = extra.pop("blocked_s", None)
-        self._reports.add(
-            CheckpointCommitted(
-                generation=generation,
-                step=step,
-                size_bytes=size_bytes,
-                seconds_s=seconds_s,
-                blocked_s=blocked_s,
-            ),
-            **extra,
+        event = CheckpointCommitted(
+            generation=generation, step=step, size_bytes=size_bytes, seconds_s=seconds_s, blocked_s=blocked_s
         )
+        self._reports.add(event, **extra)
 
     def _start_process(self) -> None:
         self._start_at = None
@@ -269,7 +270,7 @@ class Worker:
 
     def _on_stop(self, outcome: str, grace_s: float) -> None:
         if self._launcher is None or not self._awaiting_exit:
-            self._end(outcome, "stopped before a training process ran")
+            self._end(outcome, self._stop.reason or "stopped before a training process ran")
             return
         self._launcher.stop(grace_s)
 
@@ -283,7 +284,7 @@ class Worker:
         step = self._launcher.progress().step or self._recovery.restored_step or 0
         self._recovery.exited(at_ns)
         self._awaiting_exit = False
-        in_time = self._stop_at_ns is None or at_ns < self._stop_at_ns
+        in_time = not self._stop.was_before(at_ns)
         succeeded = (code == 0 and (self._finished or in_time)) or self._drill.is_over(code, step)
         if succeeded:
             # Before anything that takes time: whoever comes after this agent must not run the command again.
@@ -293,7 +294,7 @@ class Worker:
             reason = "the command exited with code 0" if code == 0 else "the drill's last step is reached"
             self._end("succeeded", reason, exit_code=code, step=step)
         elif self.stopping.is_set():
-            self._end(self._stop_outcome or "stopped", "left when told to", exit_code=code, step=step)
+            self._end(self._stop.outcome, self._stop.reason or "left when told to", exit_code=code, step=step)
         else:
             self._decide(code, signal, step if known else None, at_ns)
 
@@ -381,7 +382,7 @@ class Worker:
         home = Homecoming(
             self._config,
             patient=outcome == "succeeded",
-            stopping=self.stopping,
+            stop=self._stop,
             halted=lambda: self._halted,
             note=self.note,
         )
@@ -428,7 +429,7 @@ class Worker:
         if recovered is not None:
             self._reports.add(recovered)
         launcher.kill_for_drill(progress.step)
-        if self._stop_outcome is None and self._start_at is None:
+        if not self.stopping.is_set() and self._start_at is None:
             launcher.save_when_due(progress.step)
 
     def _tell_progress(self) -> None:

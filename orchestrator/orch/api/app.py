@@ -16,6 +16,7 @@ from orch.api.models import (
     DIGEST_PATTERN,
     CancelBody,
     CheckBody,
+    PreemptBody,
     SubmitBody,
     parse_spec,
     parse_submission,
@@ -89,6 +90,10 @@ def _jobs_routes(service: ControlService) -> APIRouter:
     @routes.post("/jobs/{job}/cancel")
     def cancel(job: str, body: CancelBody) -> JSONResponse:
         return _jobs(service.cancel(_known(job), now=body.now))
+
+    @routes.post("/jobs/{job}/preempt")
+    def preempt(job: str, body: PreemptBody) -> JSONResponse:
+        return _jobs(service.preempt(_known(job), grace_s=body.grace_s))
 
     @routes.post("/check")
     def check(body: CheckBody) -> JSONResponse:

@@ -185,6 +185,10 @@ class Client:
     def cancel(self, job: str, *, now: bool = False) -> Document:
         return self._job(self._transport.json("POST", f"/jobs/{_name(job)}/cancel", body={"now": now}))
 
+    def preempt(self, job: str, *, grace_s: float) -> Document:
+        body = {"grace_s": grace_s}
+        return self._job(self._transport.json("POST", f"/jobs/{_name(job)}/preempt", body=body))
+
     def wait(self, job: str, *, timeout_s: float | None = None) -> Document:
         """The detail document once it has ended; TimedOut if it has not within the limit."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

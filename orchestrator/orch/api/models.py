@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from orch.control.service import CodeInfo, Submission
+from orch.model.events import GRACE_S_DEFAULT
 from orch.model.explain import explain
 from orch.model.problems import JobFileError, Problem
 from orch.model.spec import JobSpec, unsupported
@@ -13,6 +14,7 @@ DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 SECRET_CHARS_MAX = 64 << 10
 SECRETS_MAX = 1000
 PATH_CHARS_MAX = 4096
+PREEMPT_GRACE_MAX_S = 3600.0
 
 
 class _Body(BaseModel):
@@ -46,6 +48,12 @@ class CheckBody(_Body):
 
 class CancelBody(_Body):
     now: bool = False
+
+
+class PreemptBody(_Body):
+    grace_s: Annotated[float, Field(ge=0, le=PREEMPT_GRACE_MAX_S, allow_inf_nan=False, strict=False)] = (
+        GRACE_S_DEFAULT
+    )
 
 
 def parse_spec(data: dict[str, Any], name: str | None = None) -> JobSpec:

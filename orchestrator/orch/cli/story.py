@@ -119,6 +119,11 @@ def _lost(data: Document) -> str:
     return f"agent of rank {data.get('rank', 0)} {what}{_at(data)}"
 
 
+def _noticed(data: Document) -> str:
+    who = f"notice to rank {data.get('rank', 0)} by {data.get('source', '?')}"
+    return who if data.get("leaves", True) else f"{who}, a warning"
+
+
 def _restarting(data: Document) -> str:
     text = f"restart in place as generation {data.get('generation')}"
     if data.get("delay_s"):
@@ -175,6 +180,8 @@ _SENTENCES: dict[str, Callable[[Document], str]] = {
     "GangGranted": lambda data: f"resources granted to attempt {data.get('attempt')}",
     "AgentUp": _up,
     "AgentLost": _lost,
+    "PreemptionNoticed": _noticed,
+    "PreemptRequested": lambda data: f"asked to leave its place within {span(data.get('grace_s', 0))}",
     "WorkerEnded": _ended,
     "ProcessStarted": _started,
     "ProcessExited": _exited,

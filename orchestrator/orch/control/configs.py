@@ -101,6 +101,7 @@ def agent_config(
         seen=seen,
         keep=rules_of(spec.checkpoint.keep).to_dict(),
         hang=spec.restart.hang,
+        heeds_notices=spec.restart.preemption == "auto",
         standby=spec.restart.standby,
         snapshot_every_steps=spec.restart.snapshot_every_steps,
         memory_bytes=spec.resources.memory_bytes,

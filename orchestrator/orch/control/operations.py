@@ -32,10 +32,10 @@ from orch.control.service import (
 from orch.control.store import now_us
 from orch.model.config import Config
 from orch.model.errors import NeverPlaceable, NoSuchJob, WrongUse
-from orch.model.events import CancelRequested, Submitted
+from orch.model.events import CancelRequested, PreemptRequested, Submitted
 from orch.model.ids import make_job_id
 from orch.model.spec import JobSpec, StorageSpec, unsupported
-from orch.model.states import ENDED, State
+from orch.model.states import ENDED, PLACED, State
 from orch_policies.placement import Node, Request, fits, largest
 from orch_workers.checkpoint.errors import StorageError
 from orch_workers.checkpoint.storage import Storage, open_storage
@@ -301,6 +301,16 @@ class Operations:
     def cancel(self, job: str, *, now: bool) -> Document:
         self._store.lifecycle(job)
         self._controller.ask(lambda: self._controller.apply(job, CancelRequested(now=now)))
+        return self.job(job)
+
+    def preempt(self, job: str, *, grace_s: float) -> Document:
+        def act() -> None:
+            state = self._store.lifecycle(job).state
+            if state not in PLACED:
+                raise WrongUse(f"{job} is {state}: it has no place that it could leave")
+            self._controller.apply(job, PreemptRequested(grace_s=grace_s))
+
+        self._controller.ask(act)
         return self.job(job)
 
     def server_status(self) -> Document:

@@ -224,6 +224,10 @@ class ControlService(Protocol):
         """Asks for the job's end; `now`: without the grace period. Harmless when it has ended. NoSuchJob."""
         ...
 
+    def preempt(self, job: str, *, grace_s: float) -> Document:
+        """Has a job save, leave its place within `grace_s` and be placed again. NoSuchJob; WrongUse if it has none."""
+        ...
+
     def outputs(self, job: str) -> Download:
         """What `outputs` named, as a zip. NoSuchJob; WrongUse if there is none (yet)."""
         ...

@@ -243,6 +243,8 @@ class RestartSpec(_Model):
     """When the loss is NaN or infinite: stop, or go back to the newest checkpoint before that and skip its data."""
     max_rollbacks: Annotated[int, fields.whole(1, ROLLBACKS_MAX)] = 3
     """How often a job may be rolled back."""
+    preemption: Annotated[Literal["auto", "off"], fields.choice("auto", "off")] = "auto"
+    """Leave in time when the machine is announced to go away (`auto`), or wait until it goes (`off`)."""
     standby: bool = True
     """Keep a second, warmed process ready that takes over when the training process dies."""
     snapshot_every_steps: Annotated[int, fields.whole(1, STEPS_MAX)] | None = None
