@@ -45,7 +45,8 @@ class Server:
     def __init__(self, home: Path, env: dict[str, str] | None = None) -> None:
         self.home = home
         self._client: Client | None = None
-        self.env = {**os.environ, "ORCH_HOME": str(home), **(env or {})}
+        # No agent of a test asks a cloud's metadata service: that is no loopback address.
+        self.env = {**os.environ, "ORCH_HOME": str(home), "ORCH_METADATA": "off", **(env or {})}
         for name in ("ORCH_CLUSTER", "ORCH_STORE", "RAY_ADDRESS"):
             self.env.pop(name, None)
 
