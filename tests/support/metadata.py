@@ -103,7 +103,11 @@ class Ec2:
             return 400, {}, b""
         token = f"AQAEA{len(self.tokens)}=="
         self.tokens.append(token)
-        return 200, {"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": ttl, "Content-Type": "text/plain"}, token.encode()
+        return (
+            200,
+            {"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": ttl, "Content-Type": "text/plain"},
+            token.encode(),
+        )
 
 
 class Gce:
@@ -111,7 +115,11 @@ class Gce:
         self.preempted, self.maintenance = "FALSE", "NONE"
 
     def __call__(self, method: str, path: str, headers: dict[str, str]) -> Reply:
-        ours = {"Metadata-Flavor": "Google", "Server": "Metadata Server for VM", "Content-Type": "application/text"}
+        ours = {
+            "Metadata-Flavor": "Google",
+            "Server": "Metadata Server for VM",
+            "Content-Type": "application/text",
+        }
         if headers.get("metadata-flavor") != "Google":
             return 403, ours, b"Missing Metadata-Flavor:Google header."
         values = {"preempted": self.preempted, "maintenance-event": self.maintenance}

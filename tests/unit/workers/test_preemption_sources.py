@@ -105,7 +105,7 @@ def test_aws_recommendation_is_a_warning_and_an_interruption_goes_before_it(serv
 
 def test_aws_token_is_used_again_and_renewed_before_it_ends(serve):
     ec2 = Ec2()
-    source, server = present(Aws, serve, ec2)
+    source, _ = present(Aws, serve, ec2)
     now = Moment.now()
     source.poll(now)
     source.poll(now)
@@ -156,20 +156,6 @@ def test_aws_garbage_is_no_notice(serve, action):
     ec2.action = action
     with pytest.raises(SourceError):
         source.poll(Moment.now())
-
-
-def test_aws_tokens_are_motos_too(serve):
-    """moto is the one mock of IMDSv2 that others wrote: its token is fetched and used."""
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        source = Aws(Metadata(f"http://{host}:{port}"))
-        source.probe()
-        assert source._token
-    finally:
-        server.stop()
 
 
 # --- Google ---
@@ -284,7 +270,7 @@ def test_azure_garbage_is_no_notice(serve, event):
 
 
 @pytest.mark.parametrize("kind", CLOUDS)
-@pytest.mark.parametrize("others", [k for k in (Ec2, Gce, Imds)])
+@pytest.mark.parametrize("others", [Ec2, Gce, Imds])
 def test_no_provider_is_taken_for_another(serve, kind, others):
     own = {Aws: Ec2, Gcp: Gce, Azure: Imds}[kind]
     source = kind(Metadata(serve(others()).url))
@@ -323,10 +309,11 @@ def test_nobody_there_is_an_error_and_quick(kind):
 @pytest.mark.parametrize("kind", CLOUDS)
 def test_a_body_without_end_or_without_anything_is_no_metadata(serve, kind, answer):
     source = kind(Metadata(serve(lambda *_: (200, {}, answer)).url))
-    try:
+    if answer:
+        with pytest.raises(SourceError, match="longer"):
+            source.probe()
+    else:
         assert not source.probe()
-    except SourceError as error:
-        assert "longer" in str(error) or "token" in str(error)
 
 
 @pytest.mark.parametrize("kind", CLOUDS)
@@ -392,5 +379,3 @@ def test_the_metadata_address_can_be_another_one_or_none():
     for source in elsewhere[2:]:
         with pytest.raises(SourceError, match="refused"):
             source.probe()
-
-
