@@ -229,9 +229,9 @@ def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
 def _lose_also(job: JobState, rank: int, now_us: int) -> Step:
     """Another worker of a machine that has been charged already: one machine is one preemption."""
     job = lost(job, (rank,))
+    if leaving(job):  # not charged yet: that comes once for all, when the last one is gone
+        return _leave(job, now_us, f"{job.lost_node} took rank {rank} along")
     reason = f"{job.lost_node} took rank {rank} along, charged already"
-    if leaving(job):
-        return _leave(job, now_us, reason)
     if not alive(job):
         return requeued(job, reason, not_before_us=job.not_before_us)
     return _replace_agents(replace(job, state=State.RECOVERING), (rank,), reason)

@@ -294,6 +294,21 @@ def test_a_gang_leaves_together_and_is_charged_once():
     assert job.charges["preemptions"] == 1
 
 
+def test_a_machine_that_dies_under_a_gang_that_leaves_is_charged_once_and_said_so():
+    """Found by the simulation (seed 23159): the charge was right, and called charged already."""
+    job, _ = told(
+        submitted(workers=2),
+        ev.TurnCame(),
+        ev.GangGranted(attempt=1),
+        *(ev.AgentUp(attempt=1, rank=rank, node="node-a") for rank in (0, 1)),
+        *(ev.ProcessStarted(generation=G11, rank=rank) for rank in (0, 1)),
+        ev.WorkerEnded(attempt=1, rank=0, outcome="left", reason="spot"),
+        *(ev.AgentLost(attempt=1, rank=rank, evidence="dead", node_lost=True) for rank in (0, 1)),
+    )
+    assert (job.state, job.charges["preemptions"]) == (State.QUEUED, 1)
+    assert job.reason == "preempted: node-a took rank 1 along; placing it again, preemptions 1"
+
+
 def test_a_job_that_knows_steps_recovers_until_the_first_new_one():
     job, _ = told(running(), LOST, ev.AgentUp(attempt=2, rank=0), ev.ProcessStarted(generation=G21, rank=0))
     assert job.state is State.RECOVERING
