@@ -61,7 +61,7 @@ SYNONYMS = {
     r"training job run|job run|experiments?": "job",
 }
 """Words that would be a second name for something in docs/GLOSSARY.md, and the one name it has."""
-WORDS_FOR_LATER = {"cordon"}
+WORDS_FOR_LATER: set[str] = set()
 """In the glossary, for what a later version does; each leaves this list when it is first used."""
 
 

@@ -1,6 +1,6 @@
 """Amazon EC2: interruption of a spot instance, two minutes ahead; and the recommendation that may come before it.
 
-IMDSv2 only (a token first; RFC: the EC2 user guide, "Spot Instance interruption notices", "Use IMDSv2",
+IMDSv2 only (a token first; the EC2 user guide, "Prepare for Spot Instance interruptions", "Use IMDSv2",
 "Rebalance recommendations"). An on-demand instance never gets either, so it is not asked.
 """
 
