@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,12 +30,16 @@ from orch_workers.checkpoint.errors import (
     StorageRefused,
     Superseded,
 )
+from orch_workers.checkpoint.fencing import confirm
 from orch_workers.checkpoint.retaining import Retainer
 from orch_workers.checkpoint.staging import RESTORE_INDEX, Given, Snapshot, Staging
 from orch_workers.checkpoint.storage import open_storage
+from orch_workers.checkpoint.sweeping import Sweeper
 from orch_workers.config import WorkerConfig
 from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
+from orch_workers.prepared import Filled, Prepared
+from orch_workers.restoring import Look
 from orch_workers.training.slots import Slot
 
 __all__ = ["Keeper", "NothingRestorable", "Prepared"]
@@ -48,25 +51,6 @@ RETRY_JITTER = 0.3
 HURRIED_MAX_S = 1.0
 """Longest pause between two tries while somebody waits for the last snapshot to be in storage."""
 COMMITTED_REMEMBERED = 16
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the next training process will restore: a READY slot file."""
-
-    path: str
-    source: str
-    generation: tuple[int, int]
-    step: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A slot that waits to be written to storage; held until it is."""
-
-    snapshot: Snapshot
-    info: Mapping[str, Any]
 
 
 class Keeper:
@@ -106,7 +90,7 @@ class Keeper:
         self._committed_step = int(history.get("committed_step") or 0)
         self._memory_is_newest = False
         self._hurry = False
-        self._swept_for: tuple[int, int] | None = None
+        self._sweeper = Sweeper(self.catalog)
         self.saved_s, self.saved_step = time.monotonic(), 0
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="restore")
         self._preparing: Future[Prepared | None] | None = None
@@ -125,6 +109,8 @@ class Keeper:
         self._begun = self._patiently(self.catalog.chain, local if self._memory_is_newest else None)
         if local is not None and self._begun is not None and self._begun.generation > local.generation:
             self._memory_is_newest = False
+        if self._begun is not None and self._begun.damage:
+            self._note(self._begun.damage)
         known = [chain for chain in (local, self._begun) if chain is not None]
         self._chain = max(known, key=lambda chain: chain.generation, default=None)
         with self._lock:
@@ -203,19 +189,25 @@ class Keeper:
         """Newest first over memory and storage; at the same step memory, which costs nothing."""
         trusted = memory if self._memory_is_newest else None
         if trusted is not None and trusted.step >= self._committed_step:
-            return _prepared(trusted, "memory")  # storage has nothing newer, and need not be asked
+            return Prepared.of(trusted, "memory")  # storage has nothing newer, and need not be asked
 
-        def ask() -> Snapshot | None:
-            if chain is not None:
-                self._begin(chain)
-            restored = reader.find_and_restore(
+        look = Look(
+            lambda: reader.find_and_restore(
                 self.catalog,
                 self._config.rank,
                 self._make_restore_file,
                 newer_than=-1 if memory is None else memory.step,
                 committed_before=self._committed_step > 0,
                 world_size=self._config.world_size,
-            )
+            ),
+            memory_step=-1 if memory is None else memory.step,
+            committed_step=self._committed_step,
+        )
+
+        def ask() -> Snapshot | None:
+            if chain is not None:
+                self._begin(chain)
+            restored = look()
             if restored is None:
                 return None
             for bad in restored.rejected:
@@ -226,8 +218,8 @@ class Keeper:
         # Also with memory in hand: storage is known to have a newer state, and to fork before it would lose that.
         stored = self._patiently(ask, None)
         if stored is not None:
-            return _prepared(stored, "storage")
-        return None if memory is None else _prepared(memory, "memory")
+            return Prepared.of(stored, "storage")
+        return None if memory is None else Prepared.of(memory, "memory")
 
     def _make_restore_file(self, size_bytes: int) -> Path:
         with self._lock:
@@ -346,7 +338,8 @@ class Keeper:
                 self.pacing.drained(time.monotonic() - began_s)
                 return
             except Superseded as error:
-                self._superseded(str(error))
+                if self._is_wanted(filled.snapshot):
+                    self._superseded(str(error))
                 return
             except SnapshotChanged:
                 return
@@ -366,6 +359,11 @@ class Keeper:
                 lambda: self._closed or bool(self._filled) or self._hurry != was_hurried, timeout=limit_s
             )
             return self._closed or bool(self._filled)
+
+    def _is_wanted(self, snapshot: Snapshot) -> bool:
+        """False for what this worker has left behind itself, by starting over while it waited for storage."""
+        with self._lock:
+            return self._chain is None or self._chain.admits(snapshot.generation, snapshot.step)
 
     def _begin(self, chain: Chain) -> None:
         """In storage before its first commit, and before anything is read on its behalf."""
@@ -389,14 +387,16 @@ class Keeper:
         finally:
             slot.close()
         with self._lock:
+            own = self._chain.generation  # by now: this process may have begun anew meanwhile
+        confirm(self.catalog, done.generation, done.step, self._config.world_size, by=own)
+        with self._lock:
             self._committed_step = max(done.step, self._committed_step)
             if len(self._committed) >= COMMITTED_REMEMBERED:
                 self._committed.clear()
             self._committed.add((done.generation, done.step))
         removed = self._retainer.retain_after(RestorePoint(done.generation, done.step), self._note)
-        if self._swept_for != done.generation:
-            self.catalog.sweep(protect=self._on_their_way())
-            self._swept_for = done.generation
+        if problem := self._sweeper.after(done.generation, self._on_their_way(), own):
+            self._note(problem)
         extra = {
             **{name: filled.info.get(name) for name in ("epoch", "reason", "blocked_s")},
             "deleted": [[str(Generation(*point.generation)), point.step] for point in removed],
@@ -441,7 +441,3 @@ class Keeper:
 def _pause_s(tries: int) -> float:
     nominal_s = float(min(RETRY_MIN_S * 2 ** min(tries - 1, 16), RETRY_MAX_S))
     return nominal_s * (1 - RETRY_JITTER * random.random())
-
-
-def _prepared(snapshot: Snapshot, source: str) -> Prepared:
-    return Prepared(snapshot.path, source, snapshot.generation, snapshot.step, snapshot.index)

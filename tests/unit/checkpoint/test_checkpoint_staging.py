@@ -198,7 +198,7 @@ def test_shared_memory_that_is_too_small(folder, tmp_path, monkeypatch):
     save(staging, 2)
     [warning] = warnings
     assert "larger /dev/shm" in warning
-    assert {p.name for p in (tmp_path / "disk").iterdir()} == {"slot-0", "slot-1"}
+    assert {p.name for p in (tmp_path / "disk").iterdir()} == {"boot", "slot-0", "slot-1"}
     later = Staging(folder, fallback=tmp_path / "disk", warn=warnings.append)
     assert [s.step for s in later.snapshots()] == [2, 1]
     later.sweep()

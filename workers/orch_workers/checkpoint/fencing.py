@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orch_workers.checkpoint.chain import tuple_of
-from orch_workers.checkpoint.errors import Superseded
+from orch_workers.checkpoint.errors import StorageError, Superseded
 from orch_workers.training.slots import format_generation
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ def confirm(catalog: Catalog, generation: Generation, step: int, world_size: int
     slept: then it is a checkpoint that cannot be restored, and its manifest goes again. The remover deletes the
     manifest before the parts and once more after them, so one of the two sees the other.
     """
-    newest = catalog.newest_generation()
+    try:
+        newest = catalog.newest_generation()
+    except StorageError:
+        return  # it is committed; the next commit will hear it
     if newest is None or newest <= tuple_of(by):
         return
     parts = [catalog.rank_path(generation, step, rank) for rank in range(world_size)]
