@@ -47,6 +47,12 @@ def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
     _Writer(descriptor, direct=True).write(buffers)
 
 
+def forget(descriptor: int) -> None:
+    """A large file is durable: takes what there is of it out of the page cache, which is training's."""
+    if os.fstat(descriptor).st_size >= DIRECT_BYTES_MIN:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 class _Writer:
     """Puts blocks where blocks can go as they are, and gathers the rest."""
 
@@ -66,7 +72,12 @@ class _Writer:
 
     def _add(self, buffer: memoryview) -> None:
         if not self._direct:
-            self._put(buffer)
+            for at in range(0, len(buffer), STEP_BYTES):
+                begin = self._offset
+                self._put(buffer[at : at + STEP_BYTES])
+                # Not kept, so written out from now on (fadvise(2)), and not in one go at the fsync.
+                if self._offset - begin >= DIRECT_BYTES_MIN:
+                    os.posix_fadvise(self._descriptor, begin, self._offset - begin, os.POSIX_FADV_DONTNEED)
             return
         phase, at = phase_of(buffer), 0
         while at < len(buffer):

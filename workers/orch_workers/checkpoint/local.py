@@ -53,6 +53,7 @@ class LocalStorage(Storage):
                 try:
                     direct_io.write_all(descriptor, buffers)
                     os.fsync(descriptor)
+                    direct_io.forget(descriptor)
                 finally:
                     os.close(descriptor)
                 self._publish(temporary, target)
