@@ -116,7 +116,7 @@ class FakeControlService:
         return self.job(job)
 
     def preempt(self, job: str, *, grace_s: float) -> Document:
-        if self.store.state(job) is not State.RUNNING:
+        if self.store.state(job) != State.RUNNING:
             raise WrongUse(f"{job} has no place that it could leave")
         self.preempted.append((job, grace_s))
         return self.job(job)
