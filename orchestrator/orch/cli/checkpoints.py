@@ -101,7 +101,8 @@ def list_all(
     elif not documents:
         output.say(f"{place.url} has no checkpoints yet")
     else:
-        output.console().print(checkpoints_table(documents))
+        console = output.console()
+        console.print(checkpoints_table(documents, console.width))
 
 
 def _head(place: Place) -> Document:
@@ -260,7 +261,7 @@ def verify(
                 found = check(place.catalog, point, deep=deep, moved=meter.moved)
                 if quarantine and not found.is_good and point[:2] not in marks:
                     marks[point[:2]] = _reason(found)
-                    place.catalog.quarantine(point, _reason(found))
+                    place.catalog.quarantine(point, _reason(found), needs_version=found.needs_version)
                 documents.append(verified_document(found, marks.get(point[:2])))
     if output_format is Format.JSON:
         output.write_json({**_head(place), "checkpoints": documents})
@@ -353,6 +354,7 @@ def diff(
 
 def _print_differences(document: Document, *, every: bool) -> None:
     from orch.cli import checkpoints_tables as tables
+    from orch.cli.humans import count
 
     console = output.console()
     sides = [f"{side['job']} {tables.point_text(side)}" for side in (document["before"], document["after"])]
@@ -363,18 +365,16 @@ def _print_differences(document: Document, *, every: bool) -> None:
         )
         return
     changes, tree = document["tensors"], document["tree"]
-    others = len(tree) + document["more_in_tree"]
-    console.print(
-        f"{sides[0]} → {sides[1]}: {len(changes)} tensors differ, {equal} are equal; {others} other values"
-    )
-    for title, rows, make_table in (
-        ("tensors", changes, tables.changes_table),
-        ("values", tree, tables.tree_table),
-    ):
-        if not rows:
-            continue
+    differ = f"{count(len(changes), 'tensor')} {'differs' if len(changes) == 1 else 'differ'}, {equal} equal"
+    others = count(len(tree) + document["more_in_tree"], "other value")
+    console.print(f"{sides[0]} → {sides[1]}: {differ}; {others}")
+    if changes:
         console.print()
-        console.print(make_table(rows, every=every))
+        console.print(tables.changes_table(changes, console.width, every=every))
+    if tree:
+        console.print()
+        console.print(tables.tree_table(tree, every=every))
+    for title, rows in (("tensors", changes), ("values", tree)):
         more = len(rows) - tables.DIFFERENCES_SHOWN
         if more > 0 and not every:
             console.print(f"and {more} more {title}: --all shows them")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from orch.cli.humans import ABSENT, clock, number, one_line, span
+from orch.cli.humans import ABSENT, clock, number, one_line, percent, span
 from orch.cli.output import is_terminal
 from orch.cli.tables import metrics_text
 from orch.model.units import describe_size
@@ -27,6 +27,9 @@ Document = dict[str, Any]
 Places = Mapping[tuple[tuple[int, int], int], str]
 
 GAP = 2
+FOLD_COLUMNS_MIN = 24
+LIST_DROPPED = ("TOOK", "EPOCH", "BLOCKED", "METRICS", "GENERATION", "SIZE")
+"""What a narrow terminal does without."""
 TENSORS_SHOWN = 20
 DIFFERENCES_SHOWN = 40
 
@@ -97,25 +100,25 @@ def listed_document(
     }
 
 
-def checkpoints_table(checkpoints: Iterable[Document]) -> Table:
-    columns = ["STEP", "EPOCH", "AGE", "SIZE", "TOOK", "BLOCKED", "GENERATION", "WHERE", "METRICS", "KEPT"]
-    table = _table(
-        columns, right={"STEP", "EPOCH", "AGE", "SIZE", "TOOK", "BLOCKED"}, folds={"KEPT", "METRICS"}
+def checkpoints_table(checkpoints: Iterable[Document], width: int) -> Table:
+    rows = [
+        {
+            "STEP": number(one["step"]),
+            "EPOCH": number(one["epoch"]),
+            "AGE": span(one["age_s"]),
+            "SIZE": _size(one["size_bytes"]),
+            "TOOK": short_span(one["duration_s"]),
+            "BLOCKED": short_span(one["blocked_s"]),
+            "GENERATION": short(one["generation"]),
+            "WHERE": _where(one),
+            "METRICS": metrics_text(one["metrics"]),
+            "KEPT": _kept(one),
+        }
+        for one in checkpoints
+    ]
+    return _fitted(
+        rows, width, fold="KEPT", left={"GENERATION", "WHERE", "METRICS", "KEPT"}, dropped=LIST_DROPPED
     )
-    for one in checkpoints:
-        table.add_row(
-            number(one["step"]),
-            number(one["epoch"]),
-            span(one["age_s"]),
-            _size(one["size_bytes"]),
-            short_span(one["duration_s"]),
-            short_span(one["blocked_s"]),
-            short(one["generation"]),
-            _where(one),
-            metrics_text(one["metrics"]),
-            _kept(one),
-        )
-    return table
 
 
 def short_span(seconds: float | None) -> str:
@@ -309,22 +312,30 @@ def comparison_document(found: Comparison) -> Document:
     }
 
 
-def changes_table(changes: Sequence[Document], *, every: bool) -> Table:
-    columns = ["TENSOR", "HOW", "WAS", "IS", "DIFFERING", "MAX ABS", "RELATIVE NORM"]
-    table = _table(columns, right={"DIFFERING", "MAX ABS", "RELATIVE NORM"}, folds={"TENSOR"})
-    for one in changes if every else changes[:DIFFERENCES_SHOWN]:
-        same = one["before"] == one["after"]
-        differing = ABSENT if one["differing"] is None else f"{one['differing']} of {one['elements']}"
-        table.add_row(
-            one_line(one["name"]),
-            one["how"],
-            one["before"] or ABSENT,
-            "the same" if same else one["after"] or ABSENT,
-            differing,
-            number(one["max_abs"]),
-            number(one["relative_norm"]),
-        )
-    return table
+def changes_table(changes: Sequence[Document], width: int, *, every: bool) -> Table:
+    rows = [
+        {
+            "TENSOR": one_line(one["name"]),
+            "HOW": one["how"],
+            "TYPE": _was_and_is(one),
+            "DIFFERING": _differing(one),
+            "MAX ABS": number(one["max_abs"]),
+            "RELATIVE NORM": number(one["relative_norm"]),
+        }
+        for one in (changes if every else changes[:DIFFERENCES_SHOWN])
+    ]
+    return _fitted(rows, width, fold="TENSOR", left={"TENSOR", "HOW", "TYPE"}, dropped=("TYPE", "HOW"))
+
+
+def _was_and_is(one: Document) -> str:
+    before, after = one["before"] or "", one["after"] or ""
+    return before if before == after else " → ".join(part for part in (before, after) if part)
+
+
+def _differing(one: Document) -> str:
+    if one["differing"] is None:
+        return ABSENT
+    return f"{one['differing']} ({percent(one['differing'] / max(1, one['elements']))})"
 
 
 def tree_table(tree: Sequence[Document], *, every: bool) -> Table:
@@ -348,6 +359,25 @@ def prune_table(kept: Iterable[Document], removed: Iterable[Document]) -> Table:
             what,
             one_line(one["why"]),
         )
+    return table
+
+
+def _fitted(
+    rows: Sequence[Mapping[str, str]], width: int, *, fold: str, left: set[str], dropped: Sequence[str]
+) -> Table:
+    """As wide as the terminal: where that leaves less than FOLD_COLUMNS_MIN for the column that may fold, others go,
+    the least needed first.
+    """
+    columns = list(rows[0])
+    widths = {name: GAP + max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    wanted = min(widths.pop(fold), FOLD_COLUMNS_MIN)
+    for name in dropped:
+        if sum(widths.values()) + wanted > width:
+            widths.pop(name)
+    shown = [name for name in columns if name == fold or name in widths]
+    table = _table(shown, right=set(columns) - left, folds={fold})
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     return table
 
 

@@ -310,6 +310,16 @@ def test_two_at_the_very_same_moment_never_share_a_generation(url):
     assert outcomes == ["saved", "late"]
 
 
+def test_whoever_began_meanwhile_is_seen_whatever_its_number(url):
+    """A restart within the same attempt, as orch itself numbers them."""
+    Checkpointer(url).save(1, {"a": 0})
+    checkpoints = Checkpointer(url)
+    checkpoints.restore()
+    checkpoints.catalog.begin_generation((1, 2), (1, 1), 1)
+    with pytest.raises(Superseded):
+        checkpoints.save(2, {"a": 1})
+
+
 def test_nothing_is_ever_begun_anew_in_silence(url):
     Checkpointer(url).save(10, {"a": 1})
     with pytest.raises(CheckpointError, match="none was restored"):

@@ -178,3 +178,15 @@ def test_bytes_read_wrong_once_are_read_again(catalog, monkeypatch):
     monkeypatch.setattr(LocalStorage, "read_into", once_wrong)
     assert verify(catalog, saved.point(catalog, 20), deep=True).is_good
     assert wrong
+
+
+def test_what_a_newer_orch_wrote_is_told_apart_from_damage(catalog):
+    from orch_workers.checkpoint.format import sealed
+
+    path = saved.file(catalog, "manifests", 20)
+    body, _, _ = path.read_bytes().rpartition(b',"digest":"')
+    path.write_bytes(sealed(body.replace(b'"version":1', b'"version":2') + b"}"))
+    found = verify(catalog, RestorePoint((1, 1), 20))
+    assert (found.is_good, found.needs_version) == (False, 2)
+    saved.file(catalog, "manifests", 10).write_text("{")
+    assert verify(catalog, RestorePoint((1, 1), 10)).needs_version is None

@@ -12,6 +12,7 @@ import pytest
 
 from orch.cli.checkpoints_meter import Meter
 from orch.cli.checkpoints_place import Address, parse_address, split_url
+from orch.cli.checkpoints_tables import checkpoints_table
 from orch.model.errors import NoServer, NoSuchJob, OrchError, WrongUse
 from support import saved
 
@@ -88,6 +89,21 @@ def test_list_needs_no_server_and_no_job(cli, url, catalog):
     assert "quarantined: a test says so" in lines[2]
     assert "pinned (figure 3)" in lines[3]
     assert "loss=" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (60, "STEP AGE WHERE KEPT"),
+        (80, "STEP AGE SIZE GENERATION WHERE KEPT"),
+        (200, "STEP EPOCH AGE SIZE TOOK BLOCKED GENERATION WHERE METRICS KEPT"),
+    ],
+)
+def test_a_narrow_terminal_does_without_what_is_needed_least(cli, url, catalog, width, columns):
+    catalog.quarantine(saved.point(catalog, 20), "a long reason " * 5)
+    documents = cli.json("checkpoints", "list", url)["checkpoints"]
+    table = checkpoints_table(documents, width)
+    assert [column.header for column in table.columns] == columns.split()
 
 
 def test_list_as_a_document(cli, url, catalog):
@@ -258,20 +274,7 @@ def test_diff_shows_tensors_and_values(cli, url):
     result = cli("checkpoints", "diff", f"{url}@10", f"{url}@30")
     assert result.exit_code == 1
     [line] = [line for line in result.stdout.splitlines() if line.startswith("weights")]
-    assert line.split() == [
-        "weights",
-        "changed",
-        "F32",
-        "[100,",
-        "3]",
-        "the",
-        "same",
-        "300",
-        "of",
-        "300",
-        "20",
-        "2",
-    ]
+    assert line.split() == ["weights", "changed", "F32", "[100,", "3]", "300", "(100.0%)", "20", "2"]
     assert any(line.split() == ["history.0", "10", "30"] for line in result.stdout.splitlines())
 
 

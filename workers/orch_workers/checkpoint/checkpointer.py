@@ -300,9 +300,8 @@ class Checkpointer:
             "version": FORMAT_VERSION,
             "job": self.catalog.job_id,
             **chain.to_json(),
-            "writer": secrets.token_hex(
-                8
-            ),  # so that two processes never take each other's record for their own
+            # So that two processes never take each other's record for their own.
+            "writer": secrets.token_hex(8),
         }
         data = sealed(json.dumps(document, separators=(",", ":"), sort_keys=True).encode())
         try:

@@ -29,6 +29,8 @@ class Verified(NamedTuple):
     read_bytes: int
     """Of tensors, compared with their digests."""
     seconds_s: float
+    needs_version: int | None = None
+    """Nothing is known to be damaged: a newer orch wrote it, in this version of the format."""
 
     @property
     def step(self) -> int:
@@ -49,7 +51,8 @@ def verify(
     try:
         content = Content.open(catalog, point)
     except Damaged as error:
-        return Verified(point, deep, (str(error),), 0, 0, 0, 0, time.monotonic() - began)
+        seconds_s = time.monotonic() - began
+        return Verified(point, deep, (str(error),), 0, 0, 0, 0, seconds_s, error.needs_version)
     refs = content.refs()
     gone = shard_problems(content)
     problems = list(gone.values())
