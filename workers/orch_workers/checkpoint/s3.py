@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from orch_workers.checkpoint.client_errors import status_of, translated
-from orch_workers.checkpoint.errors import NotFound, StorageRefused
+from orch_workers.checkpoint.errors import NotFound, StorageRefused, StorageUnavailable
 from orch_workers.checkpoint.objects import Entry, Storage, checked_path
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class S3Storage(Storage):
             if isinstance(ours, NotFound):
                 self._assert_bucket()  # the answer to HEAD does not say which of the two is missing
             raise ours from error
+        if "ContentLength" not in found:
+            raise StorageUnavailable(f"cannot read {self.url}/{path}: an answer without its length")
         return int(found["ContentLength"])
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
