@@ -40,6 +40,7 @@ from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
 from orch_workers.prepared import Filled, Prepared
 from orch_workers.restoring import Look
+from orch_workers.training.protocol import IN_MEMORY
 from orch_workers.training.slots import Slot
 
 __all__ = ["Keeper", "NothingRestorable", "Prepared"]
@@ -282,11 +283,15 @@ class Keeper:
 
     # saving
 
-    def acquire(self, size_bytes: int) -> Given | None:
-        """A slot to fill, or None while there is none free. OSError when there is room for it nowhere."""
+    def acquire(self, size_bytes: int, *, spare_newest: bool = False) -> Given | None:
+        """A slot to fill, or None while there is none free, or none (`spare_newest`) but that of the newest
+        snapshot. OSError when there is room for it nowhere.
+        """
         with self._lock:
             if self._chain is None or self._chain.generation < self._generation:
                 self.restored(loaded=False)  # it never said: then it began with nothing
+            if spare_newest and self._staging.only_newest_is_free:
+                return None
             return self._staging.acquire(size_bytes)
 
     def saved(self, index: int, info: Mapping[str, Any]) -> None:
@@ -294,6 +299,8 @@ class Keeper:
             if self._staging.writing != index:
                 return  # its process is gone, and what it had filled was taken care of then
             snapshot = self._staging.ready(index)
+            if info.get("reason") == IN_MEMORY:
+                return  # storage gets it when the process dies before there is a newer one
             self.saved_s, self.saved_step = time.monotonic(), snapshot.step
             self.pacing.saved(info.get("blocked_s"))
             self._queue(snapshot, dict(info))

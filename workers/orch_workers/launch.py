@@ -23,6 +23,7 @@ from orch_workers.sampling import Sampler
 from orch_workers.session import SessionRefusedError, SessionServer
 from orch_workers.standby import Standby
 from orch_workers.training.page import Page, Progress
+from orch_workers.training.protocol import IN_MEMORY
 
 if TYPE_CHECKING:
     from orch_workers.keeper import Keeper, Prepared
@@ -313,7 +314,11 @@ class Launcher:
                 "step": found.step,
                 "skip": self._skip_after(found),
             }
-        return {"generation": str(self._generation), "rules": self._keeper.pacing.every.rules(), "restore": restore}
+        return {
+            "generation": str(self._generation),
+            "rules": {**self._keeper.pacing.every.rules(), "snapshots": self._config.snapshot_every_steps},
+            "restore": restore,
+        }
 
     def _skip_after(self, found: Prepared) -> int:
         """Steps whose data is left out: `leave_out` goes for a state that was made before the rollback."""
@@ -328,7 +333,7 @@ class Launcher:
             return None  # `max_overhead`: saves by steps and epochs come too close
         while True:
             try:
-                given = self._keeper.acquire(size_bytes)
+                given = self._keeper.acquire(size_bytes, spare_newest=reason == IN_MEMORY)
             except OSError as error:
                 self._listener.note(f"no snapshot of step {step} can be taken: {error}")
                 return None

@@ -69,9 +69,9 @@ def test_what_must_not_be_skipped_waits_for_a_slot(machine, kept, launcher, monk
     stuck = fill_both(machine, kept)
     asked = []
 
-    def acquire(size_bytes, real=kept.keeper.acquire):
+    def acquire(size_bytes, real=kept.keeper.acquire, **more):
         asked.append(size_bytes)
-        return real(size_bytes)
+        return real(size_bytes, **more)
 
     monkeypatch.setattr(kept.keeper, "acquire", acquire)
     with ThreadPoolExecutor(1) as pool:

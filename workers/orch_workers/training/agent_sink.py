@@ -41,6 +41,7 @@ class AgentSink(Sink):
             rules.get("epochs"),
             bool(rules.get("first", True)),
             bool(rules.get("last", True)),
+            rules.get("snapshots"),
         )
         point = welcome.get("restore")
         if point is not None:

@@ -21,7 +21,7 @@ The word before the braces is the message's ``type``. hello's restore is false w
 although there may be a checkpoint; ``restored`` then has step 0 and source ``none``, as when there was none.
 A metric that is not finite is the string ``nan``, ``inf`` or ``-inf``, as JSON has no such numbers.
 
-``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last}``;
+``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last, snapshots}``;
 restore is null or ``{path, source, generation, step, skip}`` with path a READY slot file and source ``memory`` or
 ``storage``; skip: how many steps' data is left out then, after a rollback. ``refused {message}``.
 """
@@ -37,6 +37,9 @@ ENV_CHECKPOINT_DIR = "ORCH_CHECKPOINT_DIR"
 
 EXIT_LEFT = 75
 """Exit status (EX_TEMPFAIL) of a training process that left because it was told to."""
+
+IN_MEMORY = "snapshot"
+"""Reason of a save that is kept in memory alone, unless the process dies before there is a newer one."""
 
 LINE_BYTES_MAX = 4 << 20
 """Longest line either side accepts."""

@@ -15,7 +15,7 @@ from .loader import why_inexact
 from .metrics import Metrics
 from .planning import Planner
 from .position import Position
-from .protocol import EXIT_LEFT
+from .protocol import EXIT_LEFT, IN_MEMORY
 from .snapshot import write
 from .tensors import torch_module
 
@@ -134,7 +134,9 @@ class Run:
         self._metrics.put(count, position.epoch, metrics)
         is_in_a_batch = position.count_step()
         word = self._sink.progress(count, position.epoch)
-        self._pending = self._due(word) or self._pending
+        due = self._due(word)
+        if due is not None and (due != IN_MEMORY or self._pending is None):
+            self._pending = due
         self._leaving = self._told_to_stop or (word.stop and count >= word.save_at)
         report = self._metrics.due()
         if report is not None:
@@ -184,6 +186,8 @@ class Run:
             return "first"
         if rules.steps and count % rules.steps == 0:
             return "steps"
+        if rules.snapshots and count % rules.snapshots == 0:
+            return IN_MEMORY
         return None
 
     def _settle(self) -> None:
@@ -219,7 +223,8 @@ class Run:
             self._sink.save_failed(grant, f"{type(error).__name__}: {error}")
             raise
         self._wanted = False
-        self._saved_step = self.step_count
+        if reason != IN_MEMORY:  # else what is due at this very step for storage is still to be saved
+            self._saved_step = self.step_count
         self._sink.saved(
             grant,
             {
@@ -341,7 +346,7 @@ class Run:
     def _after_epoch(self) -> None:
         every = self._sink.rules.epochs
         if every and self._position.epoch % every == 0:
-            self._pending = self._pending or "epochs"
+            self._pending = "epochs" if self._pending in (None, IN_MEMORY) else self._pending
         self._leaving = self._leaving or self._told_to_stop or self._stop_is_due()
         self._settle()
 

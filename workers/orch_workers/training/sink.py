@@ -17,6 +17,8 @@ class Rules(NamedTuple):
     epochs: int | None = None
     first: bool = True
     last: bool = True
+    snapshots: int | None = None
+    """After so many steps a snapshot that stays in memory, unless one for storage is due."""
 
 
 class RestorePoint(NamedTuple):
