@@ -312,10 +312,12 @@ def _become(message: dict[str, Any], error: int) -> NoReturn:
         for target, source in enumerate((null, log, log)):
             os.dup2(source, target)
         if message.get("idle"):
-            # Both: where sessions are weighed against each other, the nice value counts. The disk follows the
-            # scheduler (ioprio_set(2): idle for SCHED_IDLE).
+            # The disk follows the scheduler (ioprio_set(2): idle for SCHED_IDLE).
             os.setpriority(os.PRIO_PROCESS, 0, IDLE_NICE)
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            # Where sessions are weighed against each other, a session has a nice value of its own (sched(7)).
+            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as session:
+                session.write(str(IDLE_NICE))
         doing = f"enter {message['cwd']}"
         os.chdir(message["cwd"])
         doing = f"start {message['argv'][0]!r}"

@@ -24,6 +24,8 @@ def can_be_restored() -> bool:
 def restore(pid: int) -> None:
     """Every thread of `pid` gets the priority that we have, and so what we start has. Nobody there is no error."""
     nice, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
+    with contextlib.suppress(OSError):  # no such thing in this kernel, or nobody there
+        Path(f"/proc/{pid}/autogroup").write_text("0")  # what a new session has
     for _ in range(_ROUNDS):
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir():

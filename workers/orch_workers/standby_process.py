@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from orch_workers.standby_record import Step
 
 FOLDER = "standby-talk"
-POLL_S = 1.0
+POLL_S = 5.0
+"""Between two looks at its memory."""
 TAKE_OVER_LIMIT_S = 10.0
 """Longest wait for a process that is called. One that is still warming finishes the import that is under way."""
 KILL_LIMIT_S = 30.0

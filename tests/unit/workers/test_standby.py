@@ -52,6 +52,8 @@ def test_it_waits_at_the_lowest_priority(stage):
     pid = waiting(stage).process.pid
     assert os.getpriority(os.PRIO_PROCESS, pid) == guard.IDLE_NICE
     assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+    session = Path(f"/proc/{pid}/autogroup")  # not in every kernel
+    assert not session.exists() or session.read_text().split()[-1] == str(guard.IDLE_NICE)
 
 
 def test_a_user_who_cannot_raise_priorities_again_gets_one_that_is_warmed_bit_by_bit(stage, monkeypatch):

@@ -13,6 +13,7 @@ MIRROR = textwrap.dedent(
     """
     import json, os, resource, signal, subprocess, sys
     import plain, reads_argv, sets_env
+    SESSION = "/proc/self/autogroup"
     def tasks():
         return sorted(
             [os.getpriority(os.PRIO_PROCESS, int(t)), os.sched_getscheduler(int(t))]
@@ -42,6 +43,7 @@ MIRROR = textwrap.dedent(
             "handlers": [repr(signal.getsignal(n)) for n in (2, 10, 13, 15)],
             "limits": [resource.getrlimit(n) for n in range(10)],
             "threads": tasks(), "io": subprocess.check_output(["ionice", "-p", str(os.getpid())], text=True),
+            "session priority": [line.split()[-1] for line in open(SESSION)] if os.path.exists(SESSION) else [],
             "session": os.getsid(0) == os.getpid() == os.getpgid(0),
             "hash": hash("orch"), "encoding": [sys.stdout.encoding, sys.stdout.line_buffering,
                                                sys.stdout.write_through, sys.stdin.read()],
