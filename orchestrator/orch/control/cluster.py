@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ CONTROLLER_CONCURRENCY = 8
 HEAD_RESOURCE = "node:__internal_head__"
 AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives it to every node."""
 CALL_LIMIT_S = 10.0
 EVIDENCE_CHARS_MAX = 400
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -70,15 +72,21 @@ class Cluster:
 
     # gangs
 
-    def request_gang(self, job_id: str, attempt: int, bundle: Mapping[str, float], workers: int) -> None:
-        """Asks for the gang; a repeat for a name that exists is harmless."""
+    def request_gang(
+        self, job_id: str, attempt: int, bundle: Mapping[str, float], workers: int, avoid: Sequence[str] = ()
+    ) -> None:
+        """Asks for the gang, on none of the nodes in `avoid`; a repeat for a name that exists is harmless."""
         if self._gang_row(job_id, attempt) is not None:
             return
+        elsewhere: dict[str, Any] = {}
+        if avoid:
+            elsewhere["bundle_label_selector"] = [{NODE_LABEL: f"!in({','.join(avoid)})"}] * workers
         placement_group(
             [dict(bundle)] * workers,
             strategy="PACK",
             name=gang_name(job_id, attempt),
             lifetime="detached",  # otherwise it dies with the controller and takes the agents along
+            **elsewhere,
         )
 
     def gang_granted(self, job_id: str, attempt: int) -> bool:

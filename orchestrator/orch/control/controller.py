@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from orch.control import lifecycle
 from orch.control.cluster import Cluster, death_evidence, is_death
+from orch.control.cordons import cordoned, request_of, why_held
 from orch.control.executor import Executor
 from orch.control.home import Home
 from orch.control.rows import ProgressRow
@@ -69,6 +70,7 @@ class Controller:
         self._places: dict[tuple[str, int, int], str] = {}
         self._waiting_since = time.monotonic()
         self._halted = False
+        self._cordons: frozenset[str] = frozenset()
         self._asked_for_gang = False
         self.bell = Bell()
         self.turns: dict[str, str] = {}
@@ -149,8 +151,9 @@ class Controller:
         if self._halted:
             self._executor.look(only_ending=True)
             return
-        waiting = [job for job in self.store.unfinished() if job.state is State.QUEUED]
-        self._turns(waiting)
+        unfinished = self.store.unfinished()
+        waiting = [job for job in unfinished if job.state is State.QUEUED]
+        self._turns(waiting, cordoned(unfinished, now_us()))
         pending = [job for job in waiting if job.gang is not None and not job.gang_granted]
         for job in pending:
             if job.gang is not None and self.cluster.gang_granted(job.job, job.gang):
@@ -160,14 +163,16 @@ class Controller:
         self._asked_for_gang = bool(pending)
         self._executor.look()
 
-    def _turns(self, waiting: list[JobState]) -> None:
+    def _turns(self, waiting: list[JobState], cordons: dict[str, int]) -> None:
         """Only the first in the queue may ask for its gang, so that small jobs cannot starve a large one."""
         now = now_us()
         # A job in backoff, or whose last gang is still being removed, keeps nobody else waiting.
         waiting = [job for job in waiting if job.gang is not None or job.placeable(now)]
+        held = self._held_back(waiting, cordons)
+        waiting = [job for job in waiting if job.job not in held]
         priorities = self.store.priorities([job.job for job in waiting]) if waiting else {}
         turns = order(Waiting(job.job, priorities[job.job], job.submitted_us) for job in waiting)
-        self.turns = {turn.job_id: turn.reason for turn in turns}
+        self.turns = {turn.job_id: turn.reason for turn in turns} | held
         if not turns:
             return
         states = {job.job: job for job in waiting}
@@ -178,6 +183,20 @@ class Controller:
         first = states[turns[0].job_id]
         if first.placeable(now):
             self.apply(first.job, TurnCame())
+
+    def _held_back(self, waiting: list[JobState], cordons: dict[str, int]) -> dict[str, str]:
+        """Jobs that only a cordoned machine could hold, with the reason. They keep nobody else waiting either."""
+        if self._cordons - cordons.keys():
+            for job in waiting:  # what was asked for while a cordon held must not be kept from that machine
+                if job.gang is not None and not job.gang_granted:
+                    self.apply(job.job, TurnLost(reason="a machine may be used again"))
+        self._cordons = frozenset(cordons)
+        if not cordons:
+            return {}
+        nodes = self.cluster.nodes()
+        asked = {job.job: request_of(self.store.job(job.job).spec) for job in waiting if job.gang is None}
+        reasons = {job: why_held(request, nodes, cordons) for job, request in asked.items()}
+        return {job: reason for job, reason in reasons.items() if reason}
 
     def apply(self, job: str, event: Event, entry: dict[str, Any] | None = None) -> None:
         """One event: consumed, decided, written down with its commands, all in one transaction."""

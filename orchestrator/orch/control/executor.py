@@ -17,6 +17,7 @@ from typing import Any
 
 from orch.control.cluster import Cluster
 from orch.control.configs import agent_config, bundle_of
+from orch.control.cordons import cordoned
 from orch.control.failures import observed
 from orch.control.rows import CommandRow
 from orch.control.store import Store, now_us
@@ -125,7 +126,11 @@ class Executor:
             case RequestGang():
                 spec = self._store.job(job).spec
                 self._cluster.request_gang(
-                    job, command.attempt, bundle_of(spec), spec["resources"]["workers"]
+                    job,
+                    command.attempt,
+                    bundle_of(spec),
+                    spec["resources"]["workers"],
+                    avoid=sorted(cordoned(self._store.unfinished(), now_us())),
                 )
             case RemoveGang():
                 self._end_agents(job)

@@ -14,6 +14,7 @@ from pathlib import Path
 from orch.control import views
 from orch.control.configs import budgets_of, storage_of
 from orch.control.controller import Controller
+from orch.control.cordons import request_of
 from orch.control.logfiles import read_logs
 from orch.control.protection import imports_orch
 from orch.control.rows import NewJob
@@ -36,7 +37,7 @@ from orch.model.events import CancelRequested, PreemptRequested, Submitted
 from orch.model.ids import make_job_id
 from orch.model.spec import JobSpec, StorageSpec, unsupported
 from orch.model.states import ENDED, PLACED, State
-from orch_policies.placement import Node, Request, fits, largest
+from orch_policies.placement import Node, fits, largest
 from orch_workers.checkpoint.errors import StorageError
 from orch_workers.checkpoint.storage import Storage, open_storage
 from orch_workers.redaction import Redactor
@@ -206,13 +207,7 @@ class Operations:
         return self._placement(spec)
 
     def _placement(self, spec: JobSpec) -> PlacementCheck:
-        resources = spec.resources
-        request = Request(
-            workers=resources.workers,
-            cpus=float(resources.cpus),
-            gpus=float(resources.gpus),
-            memory_bytes=int(resources.memory_bytes or 0),
-        )
+        request = request_of(spec.model_dump(mode="json"))
         nodes = [
             Node(n.address, n.cpus, n.gpus, int(n.memory_bytes)) for n in self._controller.cluster.nodes()
         ]
