@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from tests.benchmarks import commands, recovery, report
 
+from orch.model.units import parse_size_bytes
+
 REPETITIONS = 7
 NAMES = ("recovery", "submit", "status")
 
@@ -25,6 +27,16 @@ def main() -> int:
     parser.add_argument(
         "--sides", nargs="+", choices=list(recovery.SIDES), default=recovery.DEFAULT_SIDES, help="of recovery"
     )
+    parser.add_argument(
+        "--state",
+        type=parse_size_bytes,
+        metavar="SIZE",
+        help="of recovery: bytes of the state (100MiB), such as 1.5GB",
+    )
+    parser.add_argument(
+        "--works", type=float, default=recovery.WORKS_S, metavar="S",
+        help=f"of recovery: seconds that a process has worked when it is killed (default {recovery.WORKS_S:g})",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of to stdout")
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
@@ -34,7 +46,9 @@ def main() -> int:
     console = Console()
     progress = Console(stderr=True, highlight=False)
     measures = {
-        "recovery": lambda: recovery.measure(given.n, given.sides, progress),
+        "recovery": lambda: recovery.measure(
+            given.n, given.sides, progress, state_bytes=given.state, works_s=given.works
+        ),
         "submit": lambda: commands.measure_submit(given.n, progress),
         "status": lambda: commands.measure_status(given.n, progress),
     }

@@ -2,12 +2,15 @@
 
 The total is what a user waits. The overhead is the total without what the script itself does after its imports
 (set-up, loading the state, the first step), which every side stamps for itself: it is what the side costs.
+Interpreter start and imports count as overhead. For orch, what it tells of the same recoveries stands below
+(``told_…``): the parts of the Recovered event, counted from the exit that the guard saw.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,26 +29,42 @@ from orch.control.raylocal import free_port
 
 SIDES_FOLDER = Path(__file__).parent / "sides"
 WIDTH = 5120
+"""Of a square of float32: 100 MiB."""
+NUMBER_BYTES = 4
 SAVES_BEFORE_KILL = 2
+WORKS_S = 6.0
+"""Between the first step of a process and its end, at least: a job at work, not one that has just begun."""
 AFTER_SAVE_S = 0.3
 """A kill comes so long after a save: within it every side must be able to use that save."""
 START_LIMIT_S = 120.0
 RECOVERY_LIMIT_S = 120.0
 
 Stamp = dict[str, Any]
-Side = Callable[[Path, Mapping[str, str]], contextlib.AbstractContextManager[None]]
+Told = Callable[[int], dict[str, float]]
+"""What the side itself tells of the recovery with this number, from 1."""
+Side = Callable[[Path, Mapping[str, str]], contextlib.AbstractContextManager[Told]]
 
 
-def measure(kills: int, sides: list[str], console: Console) -> Report:
-    report = Report("recovery", by="overhead_s", ours="orch", facts={"width": WIDTH, "kills": kills})
+def measure(
+    kills: int,
+    sides: list[str],
+    console: Console,
+    *,
+    state_bytes: int | None = None,
+    works_s: float = WORKS_S,
+) -> Report:
+    width = WIDTH if state_bytes is None else math.isqrt(state_bytes // NUMBER_BYTES)
+    facts = {"width": width, "state_bytes": width**2 * NUMBER_BYTES, "kills": kills, "works_s": works_s}
+    report = Report("recovery", by="overhead_s", ours="orch", facts=facts)
     for name in sides:
         with scratch(name) as folder:
             events = folder / "events"
             events.touch()
-            env = {**_environment(), "EVENTS": str(events), "WIDTH": str(WIDTH)}
-            with SIDES[name](folder, env):
+            env = {**_environment(), "EVENTS": str(events), "WIDTH": str(width)}
+            with SIDES[name](folder, env) as told:
                 for number in range(1, kills + 1):
-                    found = _kill_once(events)
+                    found = _kill_once(events, works_s)
+                    found |= told(number)
                     report.add(name, **found)
                     console.print(f"{name} {number}/{kills}: {found['total_s']:.2f} s to the first new step")
     return report
@@ -61,12 +80,15 @@ def _stamps(events: Path) -> list[Stamp]:
     return [json.loads(line) for line in events.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _kill_once(events: Path) -> dict[str, float]:
+def _kill_once(events: Path, works_s: float) -> dict[str, float]:
     seen = len(_stamps(events))
 
     def saved() -> Stamp | None:
-        saves = [stamp for stamp in _stamps(events)[seen:] if stamp["event"] == "saved"]
-        return saves[SAVES_BEFORE_KILL - 1] if len(saves) >= SAVES_BEFORE_KILL else None
+        """A save by a process that has worked for a while."""
+        found = _stamps(events)[seen:]
+        begun_s = min((stamp["t"] for stamp in found if stamp["event"] == "step"), default=math.inf)
+        saves = [stamp for stamp in found if stamp["event"] == "saved"][SAVES_BEFORE_KILL - 1 :]
+        return next((save for save in saves if save["t"] >= begun_s + works_s), None)
 
     save = wait_for("the training saves", saved, START_LIMIT_S)
     time.sleep(max(0.0, save["t"] + AFTER_SAVE_S - time.time()))
@@ -104,31 +126,35 @@ def _figures(killed_at: float, new: dict[str, Stamp], *, reached: int, saved: in
 # The three sides
 
 
+def _nothing(_number: int) -> dict[str, float]:
+    return {}
+
+
 @contextlib.contextmanager
-def _torchrun(folder: Path, env: Mapping[str, str]) -> Iterator[None]:
+def _torchrun(folder: Path, env: Mapping[str, str]) -> Iterator[Told]:
     launch = ["--nproc-per-node=1", "--max-restarts=1000", f"--master-port={free_port()}"]
     command = [sys.executable, "-m", "torch.distributed.run", *launch, str(SIDES_FOLDER / "torchrun_side.py")]
     with running(command, {**env, "CHECKPOINT": str(folder / "state.pt")}, folder / "log"):
-        yield
+        yield _nothing
 
 
 @contextlib.contextmanager
-def _ray_train(folder: Path, env: Mapping[str, str], **more: str) -> Iterator[None]:
+def _ray_train(folder: Path, env: Mapping[str, str], **more: str) -> Iterator[Told]:
     command = [sys.executable, str(SIDES_FOLDER / "ray_train_side.py")]
     places = {"STORAGE": str(folder / "storage"), "RAY_FOLDER": str(folder / "ray")}
     with running(command, {**env, **places, **more}, folder / "log"):
-        yield
+        yield _nothing
 
 
 @contextlib.contextmanager
-def _ray_train_tuned(folder: Path, env: Mapping[str, str]) -> Iterator[None]:
+def _ray_train_tuned(folder: Path, env: Mapping[str, str]) -> Iterator[Told]:
     """Looks after its workers ten times as often as by default."""
-    with _ray_train(folder, env, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2"):
-        yield
+    with _ray_train(folder, env, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2") as told:
+        yield told
 
 
 @contextlib.contextmanager
-def _orch(folder: Path, env: Mapping[str, str]) -> Iterator[None]:
+def _orch(folder: Path, env: Mapping[str, str], **restart: bool) -> Iterator[Told]:
     """Defaults, but for what the others have too: no limit to failures, a checkpoint every tenth step."""
     work = folder / "work"
     work.mkdir()
@@ -139,16 +165,38 @@ def _orch(folder: Path, env: Mapping[str, str]) -> Iterator[None]:
         "run": "python orch_side.py",
         "env": {name: env[name] for name in ("EVENTS", "WIDTH")},
         "checkpoint": {"every": {"steps": 10}, "keep": {"last": 2}},
-        "restart": {"max_failures": "unlimited"},
+        "restart": {"max_failures": "unlimited", **restart},
     }
     (work / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
     server = Server(folder / "home", dict(env))
     try:
         job_id = server.submit(work)
-        yield
+        yield lambda number: _told(server, job_id, number)
         server.cli("cancel", "--now", job_id)
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def _orch_without(folder: Path, env: Mapping[str, str]) -> Iterator[Told]:
+    """Every start is a fresh one."""
+    with _orch(folder, env, standby=False) as told:
+        yield told
+
+
+def _told(server: Server, job_id: str, number: int) -> dict[str, float]:
+    def recovered() -> dict[str, Any] | None:
+        found = [
+            event["data"] for event in server.client().events(job_id).events if event["type"] == "Recovered"
+        ]
+        costs = [data for data in found if data["recovery_s"] is not None]
+        return costs[number - 1] if len(costs) >= number else None
+
+    data: dict[str, Any] = wait_for("the recovery is told", recovered, RECOVERY_LIMIT_S)
+    return {
+        "told_standby": float(data["standby"]),
+        **{f"told_{part}": s for part, s in data["breakdown"].items()},
+    }
 
 
 SIDES: dict[str, Side] = {
@@ -156,5 +204,6 @@ SIDES: dict[str, Side] = {
     "ray-train": _ray_train,
     "ray-train-tuned": _ray_train_tuned,
     "orch": _orch,
+    "orch-without-standby": _orch_without,
 }
 DEFAULT_SIDES = ["torchrun", "ray-train", "orch"]
