@@ -31,4 +31,5 @@ def is_plain(tensor: Any) -> bool:
 
 def bytes_of(torch: Any, tensor: Any) -> Any:
     """A plain tensor's bytes as a flat NumPy array that shares its memory."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    # Not reshape(-1): a single element may have any stride, which view(dtype) then refuses.
+    return torch.as_strided(tensor.detach(), (tensor.numel(),), (1,)).view(torch.uint8).numpy()
