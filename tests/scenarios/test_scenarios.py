@@ -34,5 +34,11 @@ def test_every_row_of_the_page_of_failures_names_a_timeline():
     assert there - named == NOT_FAILURES
 
 
-NOT_FAILURES = {"cancelled", "cancelled_in_the_queue", "cancel_hangs", "finished_while_cancelled", "turn_lost"}
+NOT_FAILURES = {
+    "cancelled",
+    "cancelled_in_the_queue",
+    "cancel_hangs",
+    "finished_while_cancelled",
+    "turn_lost",
+}
 """What people and the queue do."""

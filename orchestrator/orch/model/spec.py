@@ -127,8 +127,12 @@ def _every(value: object) -> object:
 
 
 _MODES_MEANT = {
-    **dict.fromkeys(("lowest", "lower", "least", "smallest", "less", "low", "minimise", "minimize", "down"), "min"),
-    **dict.fromkeys(("highest", "higher", "most", "largest", "more", "high", "maximise", "maximize", "up"), "max"),
+    **dict.fromkeys(
+        ("lowest", "lower", "least", "smallest", "less", "low", "minimise", "minimize", "down"), "min"
+    ),
+    **dict.fromkeys(
+        ("highest", "higher", "most", "largest", "more", "high", "maximise", "maximize", "up"), "max"
+    ),
 }
 
 
@@ -257,7 +261,8 @@ class Drill(_Model):
     stop_at: Annotated[int, fields.whole(1, STEPS_MAX)]
     """The run saves and ends at this step, and has then succeeded."""
     kill_at: Annotated[
-        tuple[Annotated[int, fields.whole(1, STEPS_MAX)], ...], Field(strict=False, max_length=DRILL_KILLS_MAX)
+        tuple[Annotated[int, fields.whole(1, STEPS_MAX)], ...],
+        Field(strict=False, max_length=DRILL_KILLS_MAX),
     ] = ()
     """The training process is SIGKILLed at these steps, one in each of its starts."""
 

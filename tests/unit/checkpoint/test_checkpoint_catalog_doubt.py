@@ -197,7 +197,9 @@ def test_a_writer_that_slept_until_its_parts_were_gone_takes_its_manifest_back(c
 
     monkeypatch.setattr(LocalStorage, "_create", asleep)
     save(G1, 5)
-    with pytest.raises(Superseded, match=r"was superseded by 000002\.000001 while step 5 was being committed"):
+    with pytest.raises(
+        Superseded, match=r"was superseded by 000002\.000001 while step 5 was being committed"
+    ):
         confirm(catalog, G1, 5, 1, by=G1)
     assert [point.step for point in catalog.restore_points()] == [6]
 

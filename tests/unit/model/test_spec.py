@@ -131,7 +131,9 @@ def test_what_this_version_cannot_do_is_said_and_nothing_else():
         "resources.workers",
         "checkpoint.files",
     ]
-    learned = JobSpec.model_validate({"run": "x", "checkpoint": {"every": "auto"}, "restart": {"hang": "10m"}})
+    learned = JobSpec.model_validate(
+        {"run": "x", "checkpoint": {"every": "auto"}, "restart": {"hang": "10m"}}
+    )
     assert unsupported(learned) == []
     assert all("not possible in this version" in str(problem) for problem in unsupported(full()))
 
