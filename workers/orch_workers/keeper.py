@@ -394,7 +394,7 @@ class Keeper:
         finally:
             slot.close()
         with self._lock:
-            own = self._chain.generation  # by now: this process may have begun anew meanwhile
+            own = (self._chain or chain).generation  # by now: this process may have begun anew meanwhile
         confirm(self.catalog, done.generation, done.step, self._config.world_size, by=own)
         with self._lock:
             self._committed_step = max(done.step, self._committed_step)

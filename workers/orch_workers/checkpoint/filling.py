@@ -57,8 +57,7 @@ def fill(catalog: Catalog, part: RankManifest, view: memoryview) -> None:
             stretch, base = view[base : base + length], base + length
             path = catalog.path(shard.path)
             done.append(pool.submit(_check_header, catalog, path, shard))
-            for unit in _units(chunks):
-                done.append(pool.submit(_fill_unit, catalog, path, shard, unit, stretch))
+            done += [pool.submit(_fill_unit, catalog, path, shard, unit, stretch) for unit in _units(chunks)]
         for one in done:
             one.result()
     finally:

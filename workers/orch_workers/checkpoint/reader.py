@@ -21,7 +21,6 @@ from orch_workers.checkpoint.errors import (
     NothingRestorable,
     Rejected,
     StorageError,
-    StorageUnavailable,
 )
 from orch_workers.checkpoint.filling import fill
 from orch_workers.checkpoint.format import RankManifest, ShardRecord
