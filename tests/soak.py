@@ -110,6 +110,8 @@ PARTS: dict[str, tuple[Callable[[Server, random.Random, int], dict[str, Any]], i
 
 WITHOUT_SERVER: dict[str, tuple[Callable[[random.Random, int], dict[str, Any]], int]] = {
     "fencing": (repeating.fencing, 1000),
+    "crashes": (repeating.crashes, 16),
+    "faults": (repeating.faults, 1),
 }
 
 

@@ -9,7 +9,7 @@ from support.fencing import run_round
 
 pytestmark = pytest.mark.chaos
 
-ROUNDS = 6
+ROUNDS = 4
 """Here, with another seed in every run; `python -m tests.soak fencing` runs 1,000."""
 
 

@@ -6,6 +6,7 @@ milliseconds.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -125,7 +126,10 @@ class Agent:
         try:
             wait_dead(self.pid)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it told:\n{self._log.read_text()}") from error
+            stacks = self._log.with_name("stacks")
+            os.kill(self.pid, signal.SIGUSR1)
+            wait_for("its stacks", stacks.read_text, LIMIT_S)
+            raise AssertionError(f"{error}; it told:\n{self._log.read_text()}{stacks.read_text()}") from error
 
 
 def _be_agent(order: Mapping[str, Any]) -> None:
@@ -133,6 +137,7 @@ def _be_agent(order: Mapping[str, Any]) -> None:
     worker_config.SHARED_MEMORY = folder / "shm"
     config = WorkerConfig(**order["config"])
     config.paths.make()
+    faulthandler.register(signal.SIGUSR1, (folder / "stacks").open("w"))
     log = (folder / "told").open("a", buffering=1)
     superseded = threading.Event()
 
@@ -171,7 +176,10 @@ def _be_agent(order: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    import s3fs  # noqa: F401 - once here, and not a second in every agent
+    # Once here, and not a second in every agent.
+    import botocore.session  # noqa: F401
+
+    import orch_workers.checkpoint.s3  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     mother = os.getpid()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import shutil
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orch_policies.retention import Rules
 from orch_workers.checkpoint import catalog as catalogs
@@ -14,17 +17,18 @@ from orch_workers.checkpoint import format as checkpoint_format
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.errors import Damaged
 from orch_workers.checkpoint.local import LocalStorage
+from orch_workers.checkpoint.objects import Storage
 from orch_workers.checkpoint.reader import restore
+from orch_workers.checkpoint.s3 import S3Storage
 from orch_workers.checkpoint.writer import write_rank
 from support import snapshots
-from support.crashing import Recorder, Tree, write_tree
+from support.crashing import Recorder, Tree, read_tree, write_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import random
+    from collections.abc import Callable, Iterable
 
     import pytest
-
-    from orch_workers.checkpoint import Storage
 
 JOB = "digits-1a2b"
 ROOT = "disk/prefix"
@@ -37,6 +41,11 @@ Place = tuple[tuple[int, int], int]
 
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards in a small snapshot, and nothing is too young to be swept."""
+    for kind in (Storage, LocalStorage, S3Storage):
+        monkeypatch.setattr(kind, "shard_bytes", SHARD_BYTES)
+        # One after the other: the same operations in every run, and no time for threads.
+        monkeypatch.setattr(kind, "writes_at_once", 1)
+        monkeypatch.setattr(kind, "reads_at_once", 1)
     monkeypatch.setattr(checkpoint_format, "SHARD_BYTES_TARGET", SHARD_BYTES)
     monkeypatch.setattr(catalogs, "TEMPORARY_AGE_S", -10.0)
 
@@ -94,7 +103,7 @@ class Life:
         self.catalog.sweep()
 
 
-def whole_life(life: Life, spoil: Callable[[str, bytes], None]) -> None:
+def whole_life(life: Life, spoil: Callable[[Any, bytes], None]) -> None:
     """Three generations; saves, retentions, a damage, two forks, an abandoned commit, sweeps."""
     life.begin(A)
     life.save(A, 10)
@@ -104,7 +113,8 @@ def whole_life(life: Life, spoil: Callable[[str, bytes], None]) -> None:
     shard = life.catalog.shard_path(A, 30, 0, 0)
     data = bytearray(life.catalog.storage.read(shard))
     data[8 + int.from_bytes(data[:8], "little")] ^= 1  # the first byte of the first tensor
-    spoil(shard, bytes(data))
+    where = life.catalog.storage
+    spoil(where.root / shard if isinstance(where, LocalStorage) else shard, bytes(data))
     life.mark("damaged", (A, 30))
     life.catalog.quarantine(RestorePoint(A, 30), "a test has damaged it")
     life.begin(B, (A, 20))
@@ -121,15 +131,9 @@ def whole_life(life: Life, spoil: Callable[[str, bytes], None]) -> None:
     life.retain((B, 25))
 
 
-def resumed(life: Life, generation: tuple[int, int], parent: Place | None, step: int) -> None:
-    """The agent that comes after a kill: it begins what had been begun, and commits the same snapshot."""
-    life.begin(generation, parent)
-    life.save(generation, step)
-
-
-def facts_at(recorder: Recorder, count: int) -> Facts:
+def facts_at(marks: Iterable[tuple[int, tuple[Any, ...]]], count: int) -> Facts:
     facts = Facts()
-    for at, (kind, *what) in recorder.marks:
+    for at, (kind, *what) in marks:
         if at > count:
             break
         if kind == "begun":
@@ -139,15 +143,82 @@ def facts_at(recorder: Recorder, count: int) -> Facts:
     return facts
 
 
-def record(folder: Path, act: Callable[[Life, Recorder], None], *, kill_at: int | None = None) -> Recorder:
+def two_saves_and_a_retention(life: Life, recorder: Recorder) -> None:
+    life.begin(A)
+    life.save(A, 10)
+    life.save(A, 20)
+    life.save(A, 30)
+    life.retain((A, 10))
+
+
+def killed(folder: Path, act: Callable[[Life, Recorder], None], at: int) -> Facts | None:
+    """A process that SIGKILLs itself before its operation `at`, and what had been promised by then; None: it ended
+    before. What it leaves is below `folder / "recorded"`.
+    """
+    told = folder / "told"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with told.open("w", buffering=1) as log:
+                record(folder, act, kill_at=at, tell=lambda what: log.write(repr(what) + "\n"))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    marks = [ast.literal_eval(line) for line in told.read_text().splitlines()]
+    if not os.WIFSIGNALED(status):
+        assert os.WEXITSTATUS(status) == 0
+        return None
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    return facts_at(((0, mark) for mark in marks), 0)
+
+
+def record(
+    folder: Path,
+    act: Callable[[Life, Recorder], None],
+    *,
+    kill_at: int | None = None,
+    tell: Callable[[tuple[Any, ...]], object] = lambda _: None,
+) -> Recorder:
     """What `act` does to a storage below `folder`, which may hold something already."""
     disk = folder / "recorded"
     disk.mkdir(exist_ok=True)
     (folder / "slots").mkdir(exist_ok=True)
     recorder = Recorder(disk, kill_at=kill_at)
+
+    def mark(*what: Any) -> None:
+        recorder.mark(*what)
+        tell(what)
+
     with recorder:
-        act(Life(LocalStorage(disk / ROOT), folder / "slots", recorder.mark), recorder)
+        act(Life(LocalStorage(disk / ROOT), folder / "slots", mark), recorder)
     return recorder
+
+
+def power_loss_after_take_over(
+    first: Recorder, count: int, folder: Path, rng: random.Random, check: Check, states: int
+) -> None:
+    """`two_saves_and_a_retention` is killed before operation `count`, the next agent commits the same snapshot, and
+    then the power is lost.
+    """
+    model = first.model(count)
+    shutil.rmtree(folder / "recorded")
+    write_tree(model.visible(), folder / "recorded")
+    facts = facts_at(first.marks, count)
+    step = next((step for step in (10, 20, 30) if (A, step) not in facts.committed), 30)
+
+    def take_over(life: Life, _: Recorder) -> None:
+        life.begin(A)
+        life.save(A, step)
+        life.retain((A, 10), (A, 20))
+        life.sweep()
+
+    for op in record(folder, take_over).ops:
+        model.apply(op)
+    assert model.visible() == read_tree(folder / "recorded")
+    facts.committed.add((A, step))
+    facts.released |= {(A, 10)} if step == 30 else set()
+    for tree in model.after_power_loss(rng, states):
+        check(tree, facts, f"killed before operation {count}, power lost after the next save")
 
 
 class Check:
@@ -160,9 +231,12 @@ class Check:
         self._seen: set[object] = set()
         self.looked_at = 0
 
-    def __call__(self, tree: Tree, facts: Facts, what: str) -> None:
+    def __call__(
+        self, tree: Tree, facts: Facts, what: str, late: Callable[[Storage], None] | None = None
+    ) -> None:
+        """`late`: what lands after the next agent has gone on."""
         key = (frozenset(tree.items()), facts.begun, frozenset(facts.committed - facts.released))
-        if key in self._seen:
+        if key in self._seen and late is None:
             return
         self._seen.add(key)
         self.looked_at += 1
@@ -170,7 +244,11 @@ class Check:
         shutil.rmtree(disk, ignore_errors=True)
         write_tree(tree, disk)
         try:
-            self._look(LocalStorage(disk / ROOT), facts)
+            storage = LocalStorage(disk / ROOT)
+            self._look(storage, facts)
+            if late is not None:
+                late(storage)
+                self._still_the_newest(Catalog(storage, JOB), facts)
         except Exception as error:
             names = "\n".join(f"  {path}" for path, content in sorted(tree.items()) if content is not None)
             raise AssertionError(f"{what}: {type(error).__name__}: {error}\n{names}") from error
@@ -200,6 +278,12 @@ class Check:
             return
         found = snapshots.arrays_in(self._folder / "restored")
         assert found == snapshots.arrays_of(state_of(*place)), f"{place} is not what was saved"
+
+    def _still_the_newest(self, catalog: Catalog, facts: Facts) -> None:
+        found = find_and_restore(catalog, 0, self._folder / "restored")
+        assert found is not None
+        assert (found.point[:2], found.rejected) == ((NEXT, 1000), ())
+        self._whole(catalog, (NEXT, 1000), facts)
 
     def _go_on(self, catalog: Catalog, newest: Place | None, facts: Facts) -> None:
         """The next writer saves, sweeps, and nothing is left that nobody needs."""

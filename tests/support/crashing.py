@@ -269,10 +269,10 @@ class Recorder:
         """Something that a test wants to know the moment of: between the operations so far and the next."""
         self.marks.append((len(self.ops), what))
 
-    def spoil(self, path: str, data: bytes) -> None:
-        """Damages an object behind everybody's back."""
-        (self.root / path).write_bytes(data)
-        self.ops.append(Op("spoil", path, data=data))
+    def spoil(self, path: Path, data: bytes) -> None:
+        """Damages a file behind everybody's back."""
+        path.write_bytes(data)
+        self.ops.append(Op("spoil", path.relative_to(self.root).as_posix(), data=data))
 
     def model(self, count: int | None = None) -> Model:
         """The file system after so many operations."""
@@ -280,6 +280,14 @@ class Recorder:
         for op in self.ops[:count]:
             model.apply(op)
         return model
+
+    def models(self) -> Iterator[tuple[int, Model]]:
+        """The file system before the first operation, and after each. It is the same one, that goes on."""
+        model = Model()
+        yield 0, model
+        for count, op in enumerate(self.ops, 1):
+            model.apply(op)
+            yield count, model
 
     def assert_complete(self) -> None:
         on_disk, known = read_tree(self.root), self.model().visible()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,11 +22,38 @@ from urllib.parse import parse_qs, urlsplit
 from support.server import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from support.seaweed import SeaweedFS
 
 LIMIT_S = 30.0
+WARM_UP_S = 60.0
+"""Its first request takes microburst seconds: it loads the models of all services."""
+
+
+def _error(code: str, status: int) -> dict[str, Any]:
+    return {"error": {"code": code, "status": status}}
+
+
+_PUT, _GET, _LIST = {"operation": "PutObject"}, {"operation": "GetObject"}, {"operation": "ListObjectsV2"}
+BURSTS: dict[str, dict[str, Any]] = {
+    "500": _error("InternalError", 500),
+    "503 SlowDown": _error("SlowDown", 503),
+    "connection reset": {"reset": True},
+    "time-out": {"timeout_ms": 50},
+    "truncated bodies": {**_GET, "response": {"truncate_frac": 0.5}},
+    "truncated lists": {**_LIST, "response": {"truncate_frac": 0.5}},
+    "corrupted bodies": {**_GET, "response": {"corrupt_bytes": 8}},
+    "corrupted lists": {**_LIST, "response": {"corrupt_bytes": 8}},
+    "answers cut off": {"response": {"abort_frac": 0.3}},
+    "uploads cut off": {**_PUT, "request": {"cut_upload": {"after_bytes": 64}}},
+    "slow bytes": {"response": {"bandwidth_kbps": 100}},
+    "slow uploads": {**_PUT, "request": {"slow_upload": {"rate_kbps": 200}}},
+    "412 for nothing": {**_PUT, **_error("PreconditionFailed", 412)},
+    "409": {**_PUT, **_error("ConditionalRequestConflict", 409)},
+    "landed, then cut off": {**_PUT, "response": {"abort_bytes": 0}},
+}
+"""Rules of microburst, without their probability."""
 
 
 class Microburst:
@@ -57,18 +85,29 @@ class Microburst:
                 stderr=subprocess.STDOUT,
             )
         wait_for("microburst answers", self._is_up, LIMIT_S)
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{self.endpoint}/", timeout=WARM_UP_S).close()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait(LIMIT_S)
 
-    def rules(self, *rules: Mapping[str, Any]) -> None:
+    @contextlib.contextmanager
+    def failing(self, name: str, share: float) -> Iterator[None]:
+        """One of BURSTS for so many of the calls that it fits."""
+        self._rules({"service": "s3", "probability": share, **BURSTS[name]})
+        try:
+            yield
+        finally:
+            self._rules()
+
+    def _rules(self, *rules: Mapping[str, Any]) -> None:
         self._ask("POST", "rules", list(rules))
         self._ask("DELETE", "fired")
 
     def fired(self) -> int:
-        """Faults since the last `rules`."""
+        """Faults since `failing` was entered."""
         return len(self._ask("GET", "fired?limit=100000"))
 
     def _is_up(self) -> bool:
@@ -114,7 +153,7 @@ class FaultyProxy:
             def _any(self) -> None:
                 proxy.answer(self)
 
-            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _any
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _any  # noqa: N815 - the base class's names
 
             def log_message(self, *_: Any) -> None:
                 """Nobody reads it."""
@@ -152,7 +191,7 @@ class FaultyProxy:
         for name, value in headers:
             if name.lower() not in {"transfer-encoding", "connection", "content-length"}:
                 handler.send_header(name, value)
-        length = dict((n.lower(), v) for n, v in headers).get("content-length", "0")
+        length = {name.lower(): value for name, value in headers}.get("content-length", "0")
         handler.send_header("Content-Length", length if handler.command == "HEAD" else str(len(content)))
         handler.end_headers()
         if handler.command != "HEAD":
@@ -177,10 +216,10 @@ class FaultyProxy:
                 return answer
             self.fired += 1
             if self._kind == "landed, 500":
-                return _error(500, "InternalError")
-            return _error(412, "PreconditionFailed")
+                return _answer(500, "InternalError")
+            return _answer(412, "PreconditionFailed")
 
 
-def _error(status: int, code: str) -> tuple[int, list[tuple[str, str]], bytes]:
+def _answer(status: int, code: str) -> tuple[int, list[tuple[str, str]], bytes]:
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>a test says so</Message></Error>'
     return status, [("Content-Type", "application/xml")], body.encode()

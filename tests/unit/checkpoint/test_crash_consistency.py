@@ -10,11 +10,21 @@ from pathlib import Path
 import pytest
 
 from support import crash_cycle
-from support.crash_cycle import A, Check, facts_at, record, whole_life
-from support.crashing import read_tree, write_tree
+from support.crash_cycle import (
+    Check,
+    facts_at,
+    killed,
+    power_loss_after_take_over,
+    record,
+    two_saves_and_a_retention,
+    whole_life,
+)
+from support.crashing import read_tree
 
-POWER_LOSSES_EACH = 3
-"""States looked at for each boundary here; `python -m tests.soak crashes` looks at many more."""
+BOUNDARIES = 60
+"""So many of them, another choice in every run; every kill of the whole life is looked at all the same, and
+`python -m tests.soak crashes` looks at every boundary, and at more of what a power loss may leave there.
+"""
 
 
 @pytest.fixture
@@ -28,38 +38,30 @@ def memory(monkeypatch):
 
 @pytest.fixture
 def life(memory):
-    recorder = record(
-        memory,
-        lambda life, recorder: whole_life(
-            life, lambda path, data: recorder.spoil(f"{crash_cycle.ROOT}/{path}", data)
-        ),
-    )
+    recorder = record(memory, lambda life, recorder: whole_life(life, recorder.spoil))
     recorder.assert_complete()
     return recorder
 
 
+def some(rng, count, limit=BOUNDARIES):
+    return sorted(rng.sample(range(count + 1), min(limit, count + 1)))
+
+
 def test_a_kill_at_any_boundary(life, memory):
     check = Check(memory / "check")
-    for count in range(len(life.ops) + 1):
-        check(life.model(count).visible(), facts_at(life, count), f"killed before operation {count}")
+    for count, model in life.models():
+        check(model.visible(), facts_at(life.marks, count), f"killed before operation {count}")
     assert check.looked_at > 100
 
 
 def test_a_power_loss_at_any_boundary(life, memory, seed):
     rng = random.Random(seed)
     check = Check(memory / "check")
-    for count in range(len(life.ops) + 1):
-        for tree in life.model(count).after_power_loss(rng, POWER_LOSSES_EACH):
-            check(tree, facts_at(life, count), f"power lost before operation {count} (seed {seed})")
-    assert check.looked_at > 100
-
-
-def two_saves_and_a_retention(life, recorder):
-    life.begin(A)
-    life.save(A, 10)
-    life.save(A, 20)
-    life.save(A, 30)
-    life.retain((A, 10))
+    chosen = set(some(rng, len(life.ops)))
+    for count, model in life.models():
+        for tree in model.after_power_loss(rng, 2) if count in chosen else ():
+            check(tree, facts_at(life.marks, count), f"power lost before operation {count} (seed {seed})")
+    assert check.looked_at > BOUNDARIES / 2
 
 
 def test_a_power_loss_after_the_next_agent_has_taken_over_what_a_kill_left(memory, seed):
@@ -67,26 +69,18 @@ def test_a_power_loss_after_the_next_agent_has_taken_over_what_a_kill_left(memor
     rng = random.Random(seed)
     first = record(memory, two_saves_and_a_retention)
     check = Check(memory / "check")
-    for count in range(len(first.ops) + 1):
-        model = first.model(count)
+    for count in some(rng, len(first.ops)):
+        power_loss_after_take_over(first, count, memory, rng, check, 2)
+
+
+def test_a_process_that_is_killed_at_a_boundary(memory, seed):
+    """By SIGKILL, and no model: what it leaves is what the disk has."""
+    rng = random.Random(seed)
+    operations = len(record(memory, two_saves_and_a_retention).ops)
+    check = Check(memory / "check")
+    for at in some(rng, operations - 1, BOUNDARIES // 2):
         shutil.rmtree(memory / "recorded")
-        write_tree(model.visible(), memory / "recorded")
-        facts = facts_at(first, count)
-        step = next((step for step in (10, 20, 30) if (A, step) not in facts.committed), 30)
-
-        def take_over(life, recorder, step=step):
-            life.begin(A)
-            life.save(A, step)
-            life.retain((A, 10), (A, 20))
-            life.sweep()
-
-        then = record(memory, take_over)
-        for op in then.ops:
-            model.apply(op)
-        assert model.visible() == read_tree(memory / "recorded")
-        facts.committed.add((A, step))
-        facts.released |= {(A, 10)} if step == 30 else set()
-        for tree in model.after_power_loss(rng, POWER_LOSSES_EACH):
-            check(
-                tree, facts, f"killed before operation {count}, power lost after the next save (seed {seed})"
-            )
+        facts = killed(memory, two_saves_and_a_retention, at)
+        check(read_tree(memory / "recorded"), facts, f"SIGKILL before operation {at} (seed {seed})")
+    shutil.rmtree(memory / "recorded")
+    assert killed(memory, two_saves_and_a_retention, operations + 50) is None
