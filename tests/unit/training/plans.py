@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from orch_workers.training.objects import make_handler
 from orch_workers.training.planning import Planner
@@ -89,3 +90,32 @@ def shares(state: dict[str, Any]) -> set[frozenset[str]]:
     for name, value in state.items():
         by_address.setdefault(value.data_ptr(), set()).add(name)
     return {frozenset(names) for names in by_address.values() if len(names) > 1}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.second = nn.Linear(4, 4)
+        self.third = nn.Linear(4, 4)
+        self.register_buffer("mask", torch.ones(4))
+        self.register_buffer("scratch", torch.ones(2), persistent=False)
+        self.register_buffer("nothing", None)
+
+    def forward(self, x):
+        return self.third(self.second(self.norm(self.first(x))))
+
+
+def step(model, optimizer):
+    optimizer.zero_grad()
+    (model(torch.randn(5, 3)) ** 2).sum().backward()
+    optimizer.step()
+
+
+def trained(kind=torch.optim.Adam, **options):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = kind(model.parameters(), lr=0.1, **options)
+    step(model, optimizer)
+    return model, optimizer

@@ -88,13 +88,6 @@ class OptimizerHandler(StateHandler):
                     elif loaded.dtype != value.dtype:
                         live[key] = value.to(loaded.device)
 
-    def named_groups(self, group_names: list[list[str]]) -> list[dict[str, Any]]:
-        """What `capture` has of the groups: all but the parameters' own memory."""
-        return [
-            {**{key: value for key, value in group.items() if key != "params"}, "params": names}
-            for names, group in zip(group_names, self.target.param_groups)
-        ]
-
     def group_names(self) -> list[list[str]]:
         """The names of each group's parameters."""
         by_identity: dict[int, str] = {}

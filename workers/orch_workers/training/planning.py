@@ -151,7 +151,8 @@ class Planner:
         fill: list[list[Any]] = []
         for watch in plan.watches if plan is not None else ():
             for path, value in watch.holes():
-                fill.append([[watch.name, *path], encoder.encode(value, ".".join([watch.name, *path]))])
+                where = [watch.name, *path]
+                fill.append([where, encoder.encode(value, ".".join(map(str, where)))])
             watch.forget()
         parts = {h.name: h.capture() for h in self._handlers if h.name not in fixed_names}
         tree = {name: encoder.encode(value, name) for name, value in {**parts, **own}.items()}

@@ -42,7 +42,7 @@ class Watch:
         """The argument's state, with HOLE for what `holes` gives."""
         raise NotImplementedError
 
-    def holes(self) -> Iterator[tuple[list[str], Any]]:
+    def holes(self) -> Iterator[tuple[list[Any], Any]]:
         """(path below the argument, value) of what is no tensor. Called after `tensors`."""
         return iter(())
 
@@ -242,6 +242,7 @@ class OptimizerWatch(Watch):
         self._names_are_fixed = names_are_fixed
         self._names = handler.group_names()
         self._groups = self._group_ids()
+        self._group_keys = self._look_at_groups()
         self._keys = list(map(id, self._state()))
         self._entry_keys = [list(entry) for entry in self._state().values()]
         self._structure = self._look(self._state())
@@ -264,6 +265,9 @@ class OptimizerWatch(Watch):
             raise UnwatchableError
         return state
 
+    def _look_at_groups(self) -> list[tuple[Any, list[str]]]:
+        return [(type(group), list(group)) for group in self._optimizer.param_groups]
+
     def _group_ids(self) -> list[list[int]]:
         return [list(map(id, group["params"])) for group in self._optimizer.param_groups]
 
@@ -271,7 +275,10 @@ class OptimizerWatch(Watch):
         """The name of each entry of the state, in its order."""
         names = [name for group in self._names for name in group]
         by_id = dict(zip((key for group in self._groups for key in group), names))
-        texts = [*names, *(key for keys in self._entry_keys for key in keys)]
+        keys_of = (*self._entry_keys, *(keys for _, keys in self._group_keys))
+        texts = [*names, *(key for keys in keys_of for key in keys)]
+        if any(kind is not dict for kind, _ in self._group_keys):
+            raise UnwatchableError
         if any(type(text) is not str or text.startswith("~") for text in texts):
             raise UnwatchableError  # such a dict is no plain JSON object, and paths into it are others
         if len(set(names)) != len(names) or any(key not in by_id for key in self._keys):
@@ -298,6 +305,8 @@ class OptimizerWatch(Watch):
             return None
         if list(map(id, state)) != self._keys or self._group_ids() != self._groups:
             return None
+        if self._look_at_groups() != self._group_keys:
+            return None
         if not self._names_are_fixed and self._handler.group_names() != self._names:
             return None
         if self._look(state) != self._structure:
@@ -316,12 +325,19 @@ class OptimizerWatch(Watch):
         fixed = set(self._fixed_at)
         for index, (name, key) in enumerate(paths):
             state[name][key] = self._values[index] if index in fixed else HOLE
-        return {"state": state, "param_groups": HOLE}
+        groups = [
+            {**{key: HOLE for key in keys if key != "params"}, "params": names}
+            for (_, keys), names in zip(self._group_keys, self._names)
+        ]
+        return {"state": state, "param_groups": groups}
 
-    def holes(self) -> Iterator[tuple[list[str], Any]]:
+    def holes(self) -> Iterator[tuple[list[Any], Any]]:
         for index, name, key in self._holes:
             yield ["state", name, key], self._values[index]
-        yield ["param_groups"], self._handler.named_groups(self._names)
+        for number, group in enumerate(self._optimizer.param_groups):
+            for key, value in group.items():
+                if key != "params":
+                    yield ["param_groups", number, key], value
 
     def forget(self) -> None:
         self._values = []

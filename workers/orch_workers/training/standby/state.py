@@ -44,7 +44,9 @@ class State:
             "threads": self._thread._count(),
             "faulthandler": self._faulthandler.is_enabled() if self._faulthandler else False,
             "cores": sorted(os.sched_getaffinity(0)),
-            "warnings": [str(entry) for entry in sys.modules.get("warnings", self._warnings).filters],
+            "warnings": [
+                str(entry) for entry in getattr(sys.modules.get("warnings", self._warnings), "filters", ())
+            ],
             **of_modules(),
         }
 
