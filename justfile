@@ -54,6 +54,10 @@ test-chaos *args: setup
 soak *args: setup
     @"{{ python }}" -m tests.soak "$@"
 
+# Seeded schedules of crashes against the real lifecycle: `just simulate 1000000 [FIRST SEED]`.
+simulate *args: setup
+    @cd tests && "{{ python }}" -m simulation "$@"
+
 # Linters and type checkers.
 lint: setup
     "{{ bin }}/ruff" check .
