@@ -26,7 +26,8 @@ from orch_workers.training.page import Page, Progress
 from orch_workers.training.protocol import IN_MEMORY
 
 if TYPE_CHECKING:
-    from orch_workers.keeper import Keeper, Prepared
+    from orch_workers.keeper import Keeper
+    from orch_workers.prepared import Prepared
 
 PREDECESSOR_LIMIT_S = 60.0
 """How long an earlier agent's guard may take to end what it guards."""
@@ -243,7 +244,11 @@ class Launcher:
 
     def kill_for_drill(self, step: int) -> None:
         """SIGKILLs the training process when the drill wants that at this step; nobody is told but by its death."""
-        if self._process is not None and self.running and self._drill.kill_is_due(self._generation.restart, step):
+        if (
+            self._process is not None
+            and self.running
+            and self._drill.kill_is_due(self._generation.restart, step)
+        ):
             self._process.signal(SIGKILL)
 
     @property

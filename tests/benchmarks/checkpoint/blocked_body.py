@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +76,9 @@ class Peers:
         self._folder = folder
         self._stager = DefaultStager(StagingOptions(False, True, False, False))
         self._after: Callable[[], Any] = lambda: None
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self._owns_group = not dist.is_initialized()  # Ray Train has one already
+        if self._owns_group:
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
     def asynchronous(self) -> None:
         future = dcp.async_save(states.plain(self._state), checkpoint_id=self._new())
@@ -114,7 +115,8 @@ class Peers:
 
     def close(self) -> None:
         self._stager.close()
-        dist.destroy_process_group()
+        if self._owns_group:
+            dist.destroy_process_group()
 
 
 def measure(name: str, rounds: int, *, small: bool, peers: list[str]) -> dict[str, Any]:
@@ -189,8 +191,7 @@ def main() -> None:
         found = measure(name, int(rounds), small=small == "1", peers=peers)
         Path(result).write_text(json.dumps(found))
         return
-    with ThreadPoolExecutor(1):
-        in_ray(name, int(rounds), small == "1", result, peers)
+    in_ray(name, int(rounds), small == "1", result, peers)
 
 
 def in_ray(name: str, rounds: int, small: bool, result: str, peers: list[str]) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 READ_BYTES = 16 << 20
 STORAGES = ("cold", "warm", "s3")
 STATE_OF_S3 = "gpt2"
+FOLDER = os.environ.get("ORCH_BENCHMARK_FOLDER")
+"""On the disk that is to be measured; the usual temporary folder if not given."""
 OURS, PLAIN = "orch", "read the file"
 
 Sides = dict[str, "Callable[[], None]"]
@@ -68,9 +70,7 @@ def _sides(kind: str, slot: SlotFile) -> Iterator[tuple[Sides, Callable[[], None
     touched = memoryview(np.ones(slot.data_bytes, dtype=np.uint8))
     target = slot.path.with_name("restored")
     with contextlib.ExitStack() as opened:
-        folder = opened.enter_context(
-            tempfile.TemporaryDirectory(prefix="orch-benchmark-", dir=Path(__file__).parent)
-        )
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="orch-benchmark-", dir=FOLDER))
         if kind == "s3":
             server = opened.enter_context(SeaweedFS(Path(folder)))
             storage = open_storage(server.url("orch"), server.options, server.env)

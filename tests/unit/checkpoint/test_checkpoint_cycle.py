@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from safetensors.numpy import load_file
@@ -15,6 +16,7 @@ from orch_workers.checkpoint import (
     RestorePoint,
     SnapshotChanged,
     Storage,
+    StorageUnavailable,
     commit,
     commit_step,
     find_and_restore,
@@ -121,6 +123,35 @@ def test_many_shards_are_one_snapshot(catalog, tmp_path, monkeypatch):
     assert len(catalog.storage.list(catalog.path("shards"))) > 1
     found = find_and_restore(catalog, 0, tmp_path / "restore")
     assert snapshots.arrays_in(found.path) == snapshots.arrays_of(snapshots.state(5))
+
+
+def test_a_commit_that_fails_leaves_nobody_reading_the_slot(catalog, tmp_path, monkeypatch):
+    """The caller gives the slot away after the error: shards under way are waited for, no other begins."""
+    monkeypatch.setattr(checkpoint_format, "SHARD_BYTES_TARGET", 64)
+    monkeypatch.setattr(catalog.storage, "writes_at_once", 2)
+    catalog.begin_generation(G1)
+    second_began, begun, under_way = threading.Event(), [], []
+    create = Storage.create
+
+    def failing(storage, path, data):
+        if not path.endswith(".safetensors"):
+            return create(storage, path, data)
+        begun.append(path)
+        if len(begun) == 1:
+            assert second_began.wait(20)
+            raise StorageUnavailable("no room")
+        second_began.set()
+        under_way.append(path)
+        made = create(storage, path, data)
+        under_way.remove(path)
+        return made
+
+    monkeypatch.setattr(Storage, "create", failing)
+    with pytest.raises(StorageUnavailable, match="no room"):
+        commit_at(catalog, tmp_path, 5)
+    assert under_way == []
+    monkeypatch.setattr(Storage, "create", create)
+    assert commit_at(catalog, tmp_path, 5).already is False
 
 
 def test_a_shard_too_large_to_be_fenced_has_a_name_of_its_own(catalog, tmp_path, monkeypatch):

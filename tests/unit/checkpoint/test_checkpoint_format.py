@@ -25,6 +25,7 @@ from orch_workers.checkpoint.format import (
     parse_sealed,
     shard_header,
 )
+from orch_workers.checkpoint.layout import layout_of
 from support import snapshots
 
 G1 = (1, 1)
@@ -127,6 +128,23 @@ def test_headers_keep_the_data_aligned():
         header = shard_header(Piece(0, 16, (entry("n" * length),)), {})
         assert len(header) % 64 == 0
         assert int.from_bytes(header[:8], "little") == len(header) - 8
+
+
+def test_a_header_ends_where_the_data_lies_in_its_page():
+    for phase in (0, 64, 4032):
+        assert len(shard_header(Piece(0, 16, (entry(),)), {"a": "b"}, phase)) % 4096 == phase
+
+
+def test_a_layout_is_kept_until_anything_of_it_changes(monkeypatch):
+    entries = [entry(), entry("b", 64)]
+    kept = layout_of(entries, 128, 256)
+    assert layout_of([dict(e) for e in entries], 128, 256) is kept
+    renamed = layout_of([entry(), entry("c", 64)], 128, 256)
+    assert '"c"' in renamed.tensors(0, memoryview(bytes(128)))
+    assert layout_of(entries, 192, 256) is not kept
+    assert len(layout_of(entries, 128, 64).pieces) == 2
+    monkeypatch.setattr(checkpoint_format, "SHARD_BYTES_TARGET", 64)
+    assert len(layout_of(entries, 128, 256).pieces) == 2
 
 
 def test_digests_count_from_the_tensors_own_beginning():

@@ -22,13 +22,6 @@ places = st.integers(0, 3 * BLOCK_BYTES) | st.sampled_from([0, 64, BLOCK_BYTES])
 buffers = st.lists(st.tuples(places, lengths), max_size=5)
 
 
-@pytest.fixture
-def folder():
-    """On a disk: /tmp may be one that lives in memory and knows nothing of O_DIRECT."""
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as name:
-        yield Path(name)
-
-
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch):
     monkeypatch.setattr(direct, "DIRECT_BYTES_MIN", 1)
@@ -52,9 +45,9 @@ def written(path: Path, views: list[memoryview]) -> bytes:
     return path.read_bytes()
 
 
-def knows_direct(folder: Path) -> bool:
+def knows_direct(tmp_path: Path) -> bool:
     try:
-        os.close(os.open(folder / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+        os.close(os.open(tmp_path / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
     except OSError:
         return False
     return True
@@ -68,7 +61,7 @@ def test_any_buffers_anywhere(drawn):
         content = CONTENT[len(whole) : len(whole) + length]
         views.append(in_memory(place, content))
         whole += content
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as name:
+    with tempfile.TemporaryDirectory() as name:
         assert written(Path(name, "x"), views) == whole
 
 
@@ -76,7 +69,7 @@ def test_any_buffers_anywhere(drawn):
 @given(place=places, start=st.integers(0, 100_000), length=lengths, cached=st.booleans())
 def test_any_stretch_into_any_place(place, start, length, cached):
     content = CONTENT[:100_000]
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as name:
+    with tempfile.TemporaryDirectory() as name:
         storage = open_storage(name)
         storage.create("x", content)
         if not cached:
@@ -87,9 +80,9 @@ def test_any_stretch_into_any_place(place, start, length, cached):
         assert bytes(view[:count]) == content[start : start + length]
 
 
-def test_aligned_memory_goes_to_the_disk_as_it_lies(folder, monkeypatch):
+def test_aligned_memory_goes_to_the_disk_as_it_lies(tmp_path, monkeypatch):
     """Nothing but the ends is copied on the way; what is taken from elsewhere says so here."""
-    if not knows_direct(folder):
+    if not knows_direct(tmp_path):
         return
     body = in_memory(64, CONTENT[: 40 * BLOCK_BYTES])
     head = memoryview(bytes(BLOCK_BYTES + 64))
@@ -102,14 +95,14 @@ def test_aligned_memory_goes_to_the_disk_as_it_lies(folder, monkeypatch):
         return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", recorded)
-    assert written(folder / "x", [head, body]) == bytes(head) + bytes(body)
+    assert written(tmp_path / "x", [head, body]) == bytes(head) + bytes(body)
     assert all(past_the_cache for _, past_the_cache in seen)
     copied = sum(size for size, _ in seen if size <= 2 * BLOCK_BYTES)
     assert copied <= 4 * BLOCK_BYTES
 
 
 @pytest.mark.parametrize("at", ["flag", "write", "later write"])
-def test_a_file_system_that_refuses_gets_ordinary_writes(folder, monkeypatch, at):
+def test_a_file_system_that_refuses_gets_ordinary_writes(tmp_path, monkeypatch, at):
     pwrite, calls = os.pwrite, []
 
     def refusing(descriptor, data, offset):
@@ -130,26 +123,26 @@ def test_a_file_system_that_refuses_gets_ordinary_writes(folder, monkeypatch, at
         monkeypatch.setattr(fcntl, "fcntl", no_flag)
     monkeypatch.setattr(os, "pwrite", refusing)
     content = CONTENT[:100_001]
-    assert written(folder / "x", [in_memory(64, content)]) == content
+    assert written(tmp_path / "x", [in_memory(64, content)]) == content
 
 
-def test_an_invalid_argument_of_another_kind_is_no_endless_loop(folder, monkeypatch):
+def test_an_invalid_argument_of_another_kind_is_no_endless_loop(tmp_path, monkeypatch):
     def invalid(descriptor, data, offset):
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "pwrite", invalid)
     with pytest.raises(OSError, match="Invalid argument"):
-        written(folder / "x", [in_memory(0, CONTENT)])
+        written(tmp_path / "x", [in_memory(0, CONTENT)])
 
 
-def test_short_writes_go_on_where_they_ended(folder, monkeypatch):
+def test_short_writes_go_on_where_they_ended(tmp_path, monkeypatch):
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:BLOCK_BYTES], at))
-    assert written(folder / "x", [in_memory(64, CONTENT[:50_000])]) == CONTENT[:50_000]
+    assert written(tmp_path / "x", [in_memory(64, CONTENT[:50_000])]) == CONTENT[:50_000]
 
 
-def test_short_and_refused_reads_are_finished(folder, monkeypatch):
-    storage = open_storage(str(folder))
+def test_short_and_refused_reads_are_finished(tmp_path, monkeypatch):
+    storage = open_storage(str(tmp_path))
     storage.create("x", CONTENT[:50_000])
     preadv = os.preadv
 
