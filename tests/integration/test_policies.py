@@ -67,7 +67,8 @@ def test_auto_and_the_rules_of_keep_over_a_kill(server: Server, tmp_path: Path) 
     assert found["failures"] == 1
     assert found["interval_s"] >= 10
     assert re.fullmatch(
-        r"every \d+ s \(auto: a save blocks \S+ s, lasts \S+ s, a failure every [\d.]+ (?:h|min)(; never under 10 s)?\)",
+        r"every \d+ s \(auto: a save blocks \S+ s, lasts \S+ s, a failure every [\d.]+ (?:h|min)"
+        r"(; never under 10 s)?\)",
         found["sentence"],
     ), found["sentence"]
     assert re.search(
