@@ -50,6 +50,8 @@ class Recovery:
         """The highest step that a process on this machine has completed."""
         self.restored_step: int | None = None
         self.awaiting_first_step = False
+        self._had_reached = 0
+        """`reached`, as it stood when the present process was started: what was lost is counted from there."""
         self._loaded = False
         self._exit_at_ns: int | None = None
         self._worked_until_ns = 0
@@ -59,6 +61,8 @@ class Recovery:
     def began(self) -> None:
         """A process was started."""
         self.restored_step, self._loaded, self.awaiting_first_step = None, False, True
+        # Now, and not when the first new step is seen: a fast job may have committed later ones by then.
+        self._had_reached = max(self.reached, self._ledger.highest_step)
 
     def restored(self, step: int) -> None:
         """It has said what it begins with."""
@@ -103,7 +107,7 @@ class Recovery:
         since_ns = self._exit_at_ns
         recovery_s = None if since_ns is None else (progress.monotonic_ns - since_ns) / 1e9
         restored = self.restored_step or 0
-        lost = max(0, max(self.reached, self._ledger.highest_step) - restored)
+        lost = max(0, self._had_reached - restored)
         return Recovered(
             generation=generation,
             step=progress.step,

@@ -55,6 +55,23 @@ def test_a_start_that_dies_before_its_first_step_adds_nothing_to_the_lost_work()
     assert (recovered.lost_steps, recovered.lost_s, recovered.recovery_s) == (9, 1.5, 10.0)
 
 
+def test_steps_committed_since_the_start_are_not_lost_ones():
+    """A fast job may have committed its last step by the time somebody looks at its first new one."""
+    ledger = Ledger({})
+    books = Recovery(ledger)
+    books.began()
+    books.restored(0)
+    books.look(at(13, 1.0), G1)
+    books.exited(2 * S)
+    books.began()
+    ledger.committed(12)
+    books.restored(12)
+    ledger.committed(20)
+    recovered = books.look(at(20, 3.0), G2)
+    assert recovered is not None
+    assert recovered.lost_steps == 1
+
+
 def test_a_long_life_is_remembered_coarsely(monkeypatch):
     monkeypatch.setattr(recovery, "SEEN_MAX", 8)
     books = ran(*((step, float(step)) for step in range(1, 1001)), died_s=1000.0)

@@ -333,6 +333,7 @@ import os
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 THREADS = torch.get_num_threads()
+TASKS = len(os.listdir("/proc/self/task"))  # here: loaders of data leave threads behind that end in their own time
 torch.manual_seed(3)
 data = TensorDataset(torch.randn(64, 4))
 def main():
@@ -345,7 +346,7 @@ def main():
             optimizer.step()
     torch.save([model.state_dict(), optimizer.state_dict(), torch.get_rng_state()], "out.pt")
     with open("out", "w") as file:
-        file.write(repr((THREADS, torch.get_num_threads(), len(os.listdir("/proc/self/task")))))
+        file.write(repr((THREADS, torch.get_num_threads(), TASKS)))
 if __name__ == "__main__":
     main()
 """
