@@ -16,6 +16,7 @@ from orch_workers import ending
 from orch_workers import keeper as keepers
 from orch_workers.checkpoint.errors import StorageUnavailable
 from orch_workers.checkpoint.local import LocalStorage
+from orch_workers.checkpoint.objects import TEMPORARY_PREFIX
 from orch_workers.config import WorkerConfig
 from orch_workers.keeper import Keeper
 from orch_workers.reports import Reports
@@ -207,9 +208,12 @@ class Machine:
         path.unlink()
 
     def files(self, part: str) -> list[str]:
-        """Objects of the job below `part`, in storage."""
+        """Objects of the job below `part`, in storage; not what is still being written under another name."""
         top = self.storage.root / JOB / part
-        return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
+        found = (path for path in top.rglob("*") if path.is_file())
+        return sorted(
+            str(path.relative_to(top)) for path in found if not path.name.startswith(TEMPORARY_PREFIX)
+        )
 
     def committed(self) -> list[tuple[str, int]]:
         names = [name.removesuffix(".json").split("/") for name in self.files("manifests")]
