@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from tests.benchmarks.checkpoint import states
+from tests.benchmarks.checkpoint.quiet import in_turn, settle
 from tests.benchmarks.checkpoint.training_side import run_of
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
@@ -137,11 +138,12 @@ def measure(name: str, rounds: int, *, small: bool, peers: list[str]) -> dict[st
             for _ in range(3):  # both slots are made, and the plan
                 run.step()
                 run.save()
+            passes = (references.one, references.threads, references.block)
+            sides = {OURS: run.save, **dict(zip(REFERENCES, passes, strict=True))}
             for number in range(rounds):
                 run.step()
-                timed(OURS, run.save)
-                passes = (references.one, references.threads, references.block)
-                for side, call in zip(REFERENCES, passes, strict=True):
+                for side, call in in_turn(sides, number):
+                    settle()  # the writing of the last snapshot, and what peers left behind
                     timed(side, call)
                 if others is not None and number % PEERS_EVERY == 0:
                     calls = (others.asynchronous, others.process, others.save, others.report)

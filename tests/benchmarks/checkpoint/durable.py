@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.checkpoint import s3_clients, states
+from tests.benchmarks.checkpoint.quiet import in_turn, settle
 from tests.benchmarks.checkpoint.slotfiles import GENERATION, Cost, SlotFile, slot_file
 from tests.benchmarks.checkpoint.spread import SpreadReport
 from tests.support.seaweed import SeaweedFS
@@ -58,11 +59,10 @@ def measure(count: int, *, small: bool, progress: Console) -> list[Report]:
 
 def _turns(report: SpreadReport, slot: SlotFile, sides: Sides, number: int) -> None:
     """Each side once, in an order that changes; the first turns are not counted (imports, connections)."""
-    order = list(sides.items())
-    order = order[number % len(order) :] + order[: number % len(order)]
-    for side, write in order:
+    for side, write in in_turn(sides, number):
         slot.snapshot(number + 1)
         os.sync()
+        settle()
         try:
             with Cost(slot.data_bytes) as cost:
                 write(number + 1)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tests.benchmarks.checkpoint import s3_clients, states
+from tests.benchmarks.checkpoint.quiet import in_turn, settle
 from tests.benchmarks.checkpoint.slotfiles import GENERATION, Cost, SlotFile, slot_file
 from tests.benchmarks.checkpoint.spread import SpreadReport
 from tests.support.seaweed import SeaweedFS
@@ -51,10 +52,9 @@ def measure(count: int, *, small: bool, progress: Console) -> list[Report]:
         with slot_file(name, small=small) as slot, _sides(kind, slot) as (sides, prepare):
             report.facts = {"data_bytes": slot.data_bytes, "tensors": len(slot.entries)}
             for number in range(count + 1):  # the first is not counted: imports, connections
-                order = list(sides.items())
-                order = order[number % len(order) :] + order[: number % len(order)]
-                for side, read in order:
+                for side, read in in_turn(sides, number):
                     prepare()
+                    settle()
                     with Cost(slot.data_bytes) as cost:
                         read()
                     if number:

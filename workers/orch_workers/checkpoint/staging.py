@@ -30,6 +30,10 @@ RESTORE_INDEX = SLOTS
 """The slot file that a checkpoint from storage is read into; it counts as a snapshot until a newer one is
 READY.
 """
+ROOM_BYTES_MIN, ROOM_SHARE = 64 << 10, 256
+"""Beyond what is asked for, and as a share of it: the description grows with the digits of the step, and a new slot
+costs training several times what a copy costs.
+"""
 LINEAGE_BYTES_MAX = 64 << 20
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -174,7 +178,7 @@ class Staging:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _note_the_boot(folder)
                 path.unlink(missing_ok=True)
-                Slot.create(str(path), size_bytes)
+                Slot.create(str(path), size_bytes + max(ROOM_BYTES_MIN, size_bytes // ROOM_SHARE))
             except OSError as error:
                 path.unlink(missing_ok=True)
                 if error.errno not in _NO_ROOM or folder == folders[-1]:

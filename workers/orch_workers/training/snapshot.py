@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from .devices import DeviceCopies
     from .watching import Watch
 
-META_SLACK_BYTES = 64 << 10
-"""Asked for beyond the description's present length, so that a slot need not be remade when it grows a
-little.
-"""
-
-
 Placed = Any
 """list[tuple[Entry, int]]: each entry with its offset in the data region."""
 
@@ -43,7 +37,7 @@ class Snapshot(NamedTuple):
     fixed: FixedPart
     copy_fixed: Callable[[memoryview, Any], None] | None
     size_bytes: int
-    """Capacity that a slot needs, its header not counted."""
+    """Capacity that a slot needs, its header not counted; the next one may need some bytes more."""
 
     @staticmethod
     def of(
@@ -55,7 +49,7 @@ class Snapshot(NamedTuple):
     ) -> Snapshot:
         rest = Rest(placed, encode(description))
         described = len(fixed.encoded) + len(rest.description)
-        size_bytes = aligned(HEADER_BYTES + data_bytes) - HEADER_BYTES + described + META_SLACK_BYTES
+        size_bytes = aligned(HEADER_BYTES + data_bytes) - HEADER_BYTES + described
         return Snapshot(rest, data_bytes, fixed, copy_fixed, size_bytes)
 
 
