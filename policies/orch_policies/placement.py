@@ -47,15 +47,16 @@ class Fit:
 
 def fits(request: Request, nodes: Sequence[Node]) -> Fit:
     """Whether the whole gang finds room at once."""
-    room = {node.node: _workers_on(request, node) for node in nodes}
-    workers_max = sum(room.values())
+    # A list: several nodes may bear one name, as raylets that share a machine do.
+    room = [(_workers_on(request, node), node.node) for node in nodes]
+    workers_max = sum(count for count, _ in room)
     if workers_max >= request.workers:
         return Fit(True, workers_max, f"{_asked(request)}; there is room for {workers_max}")
     if not nodes:
         return Fit(False, 0, f"asked: {_asked(request)}; there is no node")
     if workers_max == 0:
         return Fit(False, 0, f"asked: {_asked(request)}; {_no_room(request, nodes)}")
-    holding = sorted(((count, name) for name, count in room.items() if count), key=lambda p: (-p[0], p[1]))
+    holding = sorted(((count, name) for count, name in room if count), key=lambda p: (-p[0], p[1]))
     named = ", ".join(f"{count} on {name}" for count, name in holding[:NODES_NAMED_MAX])
     more = len(holding) - NODES_NAMED_MAX
     named += f" and more on {more} other nodes" if more > 0 else ""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from orch_policies.placement import GIB, Node, Request, fits
 
 SMALL = Node("small", cpus=2, gpus=0, memory_bytes=4 * GIB)
+BIG_HOST, SMALL_HOST = Node("host", 8, 0, GIB), Node("host", 4, 0, GIB)
 BIG = Node("big", cpus=8, gpus=2, memory_bytes=32 * GIB)
 
 
@@ -79,3 +80,11 @@ def test_a_granted_gang_can_be_laid_out_by_hand(request_, cluster):
             placed += 1
     assert fit.fits == (placed == request_.workers)
     assert fit.reason
+
+
+def test_nodes_of_one_name_all_count():
+    """Raylets that share a machine have one address; the smaller one once hid the larger."""
+    fit = fits(Request(workers=3, cpus=4), [BIG_HOST, SMALL_HOST, Node("host", 2, 0, GIB)])
+    assert fit.fits
+    assert fit.workers_max == 3
+    assert "2 on host, 1 on host" in fits(Request(workers=9, cpus=4), [BIG_HOST, SMALL_HOST]).reason
