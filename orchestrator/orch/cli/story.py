@@ -116,7 +116,11 @@ def _ended(data: Document) -> str:
 
 def _lost(data: Document) -> str:
     what = "and its node are gone" if data.get("node_lost") else "is dead"
-    return f"agent of rank {data.get('rank', 0)} {what}{_at(data)}"
+    if data.get("preempted") or data.get("node_state") == "draining":
+        what += ", as was announced"
+    silent_s = data.get("silent_s")
+    unheard = f", not heard of for {span(silent_s)}" if silent_s else ""
+    return f"agent of rank {data.get('rank', 0)} {what}{_at(data)}{unheard}"
 
 
 def _noticed(data: Document) -> str:
