@@ -6,12 +6,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from orch_policies.lease import Answer, Verdict
 from orch_workers.config import WorkerConfig
+from orch_workers.contact import ContactWatch
+from orch_workers.parting import part
 from orch_workers.preemption import Leaving, Moment, Notice, Watcher, deadline_in, sigterm, sources_of
+from orch_workers.remains import sweep_remains
 from orch_workers.reports import Reports
+from orch_workers.shared import assert_shared
 from orch_workers.sweep import sweep_job
 from orch_workers.worker import SecretsUnavailableError, Worker
 
@@ -19,7 +24,9 @@ CONTROLLER = ("controller", "orch")
 """Name and namespace of the actor that has the secrets."""
 SECRETS_CALL_LIMIT_S = 10.0
 SECRETS_RETRY_S = 0.5
+OVER_CALL_LIMIT_S = 10.0
 EXIT_GIVEN_UP = 70
+EXIT_CUT_OFF = 71
 EXIT_TERMINATED = 143
 
 
@@ -27,13 +34,13 @@ class Agent:
     """Ray actor, one per worker, never restarted by Ray. Its methods run in threads (`max_concurrency`)."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = WorkerConfig.from_dict(config)
+        self._config = WorkerConfig.from_dict(config).placed(os.environ)
         import ray
 
         paths = self._config.paths
         paths.make()
         self._reports = Reports(paths.state, self._config.attempt, self._config.rank)
-        self._worker = Worker(self._config, self._reports, self._fetch_secrets, give_up=_give_up)
+        self._worker = Worker(self._config, self._reports, self._before_all_else, give_up=_give_up)
         node_id = ray.get_runtime_context().get_node_id()
         self._leaving = Leaving(
             self._worker,
@@ -48,9 +55,12 @@ class Agent:
             sources_of(os.environ, lambda: _drain_deadline_ms(node_id)) if self._config.heeds_notices else []
         )
         self._watcher = Watcher(sources, self._leaving.notice, answered=self._leaving.answered)
+        self._contact = ContactWatch(_asking(node_id), self._config.lease_s, self._on_cut_off)
         sigterm.install(self._on_term)
         self._worker.start()
         self._watcher.start()
+        self._contact.start()
+        threading.Thread(target=self._sweep_remains, name="remains", daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
         """Who and where it is, and what its predecessors on this machine left in their journals."""
@@ -81,6 +91,7 @@ class Agent:
     def sweep(self) -> None:
         """The job is over: what still runs is ended, and nothing stays on this machine but its logs."""
         self._watcher.stop()
+        self._contact.stop()
         self._worker.halt()
         sweep_job(self._config.paths)
 
@@ -95,6 +106,29 @@ class Agent:
         last = threading.Timer(sigterm.GRACE_S, os._exit, (EXIT_TERMINATED,))
         last.daemon = True
         last.start()
+
+    def _on_cut_off(self, verdict: Verdict, reason: str) -> None:
+        self._watcher.stop()
+        part(self._worker, self._config.paths, verdict, reason)
+        os._exit(EXIT_CUT_OFF)
+
+    def _sweep_remains(self) -> None:
+        import ray
+
+        def over(jobs: list[str]) -> list[str]:
+            try:
+                controller = ray.get_actor(*CONTROLLER)
+                found: list[str] = ray.get(controller.over.remote(jobs), timeout=OVER_CALL_LIMIT_S)
+            except (ValueError, ray.exceptions.RayError):
+                return []  # the controller is away: the next agent asks again
+            return found
+
+        sweep_remains(self._config.paths, over)
+
+    def _before_all_else(self) -> dict[str, str]:
+        """The job's secrets, once its storage is known to be the one that the server writes to."""
+        assert_shared(self._config, socket.gethostname())
+        return self._fetch_secrets()
 
     def _fetch_secrets(self) -> dict[str, str]:
         """From the controller, kept in memory only: what is an actor's argument is stored by Ray.
@@ -124,6 +158,24 @@ class Agent:
 def _give_up() -> None:
     """Ends the agent at once: its guard ends what runs, its successor adopts what it held, a budget pays for it."""
     os._exit(EXIT_GIVEN_UP)
+
+
+def _asking(node_id: str) -> Callable[[float], Answer]:
+    """Asks the cluster itself, not the controller, whether it knows this node as alive."""
+    from ray import NodeID
+    from ray._private import worker as ray_worker
+    from ray.exceptions import RpcError
+
+    node = NodeID.from_hex(node_id)
+
+    def ask(limit_s: float) -> Answer:
+        try:
+            alive = ray_worker.global_worker.gcs_client.check_alive([node], timeout=limit_s)[0]
+        except (RpcError, TimeoutError):
+            return "silent"
+        return "alive" if alive else "dead"
+
+    return ask
 
 
 def _drain_deadline_ms(node_id: str) -> int | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from orch.model.lease import LEASE_S
+
+NODE_VARIABLE = "ORCH_NODE_FOLDER"
+"""In the environment of a machine's Ray: where its agents work, instead of below the server's home."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder below it is ours, 0700, and named by user
 SOCKETS = Path("/tmp")  # noqa: S108 - likewise; a Unix socket's path may have 107 bytes
 
@@ -56,6 +60,10 @@ class WorkerConfig:
     """The job's limit for this worker; None: none."""
     drill: Mapping[str, Any] = field(default_factory=dict)
     """`{"stop_at", "kill_at"}` of a job that `orch drill` submitted."""
+    lease_s: float = LEASE_S
+    """How long the agent goes on without its cluster."""
+    share: str = ""
+    """Keeps apart what nodes that share a machine have in /dev/shm and /tmp; see `placed`."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
 
@@ -67,9 +75,23 @@ class WorkerConfig:
         tuples = {name: tuple(document.get(name, ())) for name in ("secret_names", "outputs")}
         return cls(**{**document, **tuples})
 
+    def placed(self, environment: Mapping[str, str]) -> Self:
+        """As this node has it: with NODE_VARIABLE in its environment, a working area of its own."""
+        folder = environment.get(NODE_VARIABLE, "")
+        if not folder:
+            return self
+        return replace(self, node_root=folder, share=share_of(folder))
+
     @property
     def paths(self) -> WorkerPaths:
-        return WorkerPaths(self.job_id, self.rank, Path(self.node_root), Path(self.logs_root), self.attempt)
+        return WorkerPaths(
+            self.job_id, self.rank, Path(self.node_root), Path(self.logs_root), self.attempt, self.share
+        )
+
+
+def share_of(folder: str) -> str:
+    """The mark of a node with a working area of its own."""
+    return hashlib.sha256(folder.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,11 @@ class WorkerPaths:
     node_root: Path
     logs_root: Path
     attempt: int = 0
+    share: str = ""
+
+    @property
+    def _owner(self) -> str:
+        return f"orch-{os.getuid()}" + (f"-{self.share}" if self.share else "")
 
     @property
     def job(self) -> Path:
@@ -102,7 +129,7 @@ class WorkerPaths:
 
     @property
     def snapshots_job(self) -> Path:
-        return SHARED_MEMORY / f"orch-{os.getuid()}" / self.job_id
+        return SHARED_MEMORY / self._owner / self.job_id
 
     @property
     def snapshots(self) -> Path:
@@ -131,7 +158,7 @@ class WorkerPaths:
     def socket(self) -> Path:
         # The whole id does not fit, and its beginning is not its own.
         mark = hashlib.sha256(self.job_id.encode()).hexdigest()[:24]
-        return SOCKETS / f"orch-{os.getuid()}" / f"{mark}-{self.rank}" / "agent.sock"
+        return SOCKETS / self._owner / f"{mark}-{self.rank}" / "agent.sock"
 
     @property
     def log(self) -> Path:

@@ -85,9 +85,9 @@ class Worker:
         self._awaiting_exit = False
         self._drill = Drill(config.drill)
         self._fatal: str | None = None
-        self._finished = False
-        self._ended = False
-        self._halted = False
+        self._finished = self._ended = self._halted = False
+        self.unkept = ""
+        """At its end: what of its state and outputs could not be brought into storage."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
         self._telling = Telling(reports, Sampler(visible), self._state)
         self._log = AttemptLog(config.paths.log, config.rank)
@@ -386,7 +386,8 @@ class Worker:
             halted=lambda: self._halted,
             note=self.note,
         )
-        return home.bring(keeper, launcher.workdir, self._generation)
+        self.unkept = home.bring(keeper, launcher.workdir, self._generation)
+        return self.unkept
 
     def _close(self) -> str:
         if self._launcher is not None:

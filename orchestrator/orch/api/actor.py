@@ -56,7 +56,7 @@ class ControllerActor:
         config = load_config(self._home.root)
         named = os.environ.get("ORCH_STORE") or config.store
         store = Store.open(self._home, {"ORCH_STORE": named or ""})
-        controller = Controller(store, Cluster(), self._home, on_taken=self._end_soon)
+        controller = Controller(store, Cluster(), self._home, on_taken=self._end_soon, lease_s=config.lease_s)
         self._operations: Operations = Operations(
             controller, config, version, ray_address, on_stop=self._end_soon
         )
@@ -72,6 +72,10 @@ class ControllerActor:
     def secrets(self, job: str) -> dict[str, str]:
         """For the job's agents; they keep them in memory."""
         return self._operations.secrets(job)
+
+    def over(self, jobs: list[str]) -> list[str]:
+        """Which of these are over: an agent that comes to a machine clears away what they left there."""
+        return self._operations.over(jobs)
 
     def _serve(self, wanted_port: int) -> ApiServer:
         """At the recorded port, where whoever follows a restarted controller looks for it; else anywhere."""

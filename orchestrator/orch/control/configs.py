@@ -8,6 +8,7 @@ from typing import Any
 
 from orch.control.rows import JobDetailRow
 from orch.model.commands import StartAgents
+from orch.model.lease import LEASE_S
 from orch.model.spec import Every, JobSpec, Keep
 from orch.model.units import UNLIMITED
 from orch_policies.retention import Best, Rules
@@ -68,7 +69,13 @@ def rules_of(keep: Keep) -> Rules:
 
 
 def agent_config(
-    detail: JobDetailRow, command: StartAgents, rank: int, root: Path, seen: Mapping[str, Any]
+    detail: JobDetailRow,
+    command: StartAgents,
+    rank: int,
+    root: Path,
+    seen: Mapping[str, Any],
+    *,
+    lease_s: float = LEASE_S,
 ) -> WorkerConfig:
     """`root` is orch's home; on one machine the agents' working area lies in it. `seen`: `failures.observed`."""
     spec = JobSpec.model_validate(detail.spec)
@@ -106,5 +113,6 @@ def agent_config(
         snapshot_every_steps=spec.restart.snapshot_every_steps,
         memory_bytes=spec.resources.memory_bytes,
         drill={} if spec.drill is None else spec.drill.model_dump(mode="json"),
+        lease_s=lease_s,
         policy=dict(command.policy),
     )

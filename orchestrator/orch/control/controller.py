@@ -16,10 +16,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from orch.control import lifecycle
-from orch.control.cluster import Cluster, death_evidence, is_death
+from orch.control.cluster import Cluster, is_death
 from orch.control.cordons import cordoned, request_of, why_held
 from orch.control.executor import Executor
 from orch.control.home import Home
+from orch.control.losses import agent_lost
 from orch.control.rows import ProgressRow
 from orch.control.saving import leave_all
 from orch.control.service import Bell
@@ -41,6 +42,7 @@ from orch.model.events import (
     event_to_dict,
 )
 from orch.model.generation import Generation
+from orch.model.lease import LEASE_S
 from orch.model.states import ENDED, JobState, State
 from orch_policies.queue import Waiting, order
 
@@ -62,7 +64,15 @@ log = logging.getLogger("orch.controller")
 class Controller:
     """The engine behind the API. `start` adopts what is there; `on_taken` is called when another one took over."""
 
-    def __init__(self, store: Store, cluster: Cluster, home: Home, on_taken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        home: Home,
+        on_taken: Callable[[], None],
+        *,
+        lease_s: float = LEASE_S,
+    ) -> None:
         self.store, self.cluster, self.home = store, cluster, home
         self._on_taken = on_taken
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -82,6 +92,7 @@ class Controller:
             tell=self.tell,
             watch=self._watch_soon,
             done=lambda: self._inbox.put(self._look),
+            lease_s=lease_s,
         )
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
@@ -281,7 +292,8 @@ class Controller:
                 # What an earlier agent of this rank wrote into its journal and could no longer tell.
                 if entry["attempt"] < attempt:
                     self._apply_entry(job, entry)
-            self.apply(job, AgentUp(attempt=attempt, rank=rank, node=who["node"], pid=who["pid"]))
+            where = {name: who[name] for name in ("node", "node_id", "pid")}
+            self.apply(job, AgentUp(attempt=attempt, rank=rank, **where))
             self._watch(job, attempt, rank, handle)
 
         self._insist(act)
@@ -340,12 +352,8 @@ class Controller:
         def act() -> None:
             progress = self.store.progress([job], rank=rank).get(job)
             place = self._places.get((job, attempt, rank))
-            lost = AgentLost(
-                attempt=attempt,
-                rank=rank,
-                evidence=death_evidence(error),
-                node_lost=place is not None and place not in {node.node_id for node in self.cluster.nodes()},
-                step=progress.step if progress else None,
+            lost = agent_lost(
+                self.cluster, attempt, rank, error, place=place, progress=progress, now_us=now_us()
             )
             self._apply_lost(job, lost)
             self._watched.discard((job, attempt, rank))

@@ -33,6 +33,7 @@ from orch.model.commands import (
     command_from_dict,
 )
 from orch.model.events import AgentLost, Closed, Event, GangRemoved, StopOverdue
+from orch.model.lease import LEASE_S
 from orch_workers.config import WorkerPaths
 from orch_workers.sweep import remains, sweep_job
 
@@ -59,8 +60,10 @@ class Executor:
         tell: Callable[[str, Event], None],
         watch: Callable[[str, int, int, Any], None],
         done: Callable[[], None],
+        *,
+        lease_s: float = LEASE_S,
     ) -> None:
-        self._store, self._cluster, self._root = store, cluster, root
+        self._store, self._cluster, self._root, self._lease_s = store, cluster, root, lease_s
         self._tell, self._watch, self._done = tell, watch, done
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="command")
         self._busy: set[str] = set()
@@ -155,7 +158,7 @@ class Executor:
         auto = detail.spec["checkpoint"]["every"] == "auto"
         seen = observed(self._store, job, now_us(), others=auto)
         for rank in command.ranks:
-            config = agent_config(detail, command, rank, self._root, seen)
+            config = agent_config(detail, command, rank, self._root, seen, lease_s=self._lease_s)
             try:
                 handle = self._cluster.start_agent(
                     config.to_dict(), gang_attempt=command.gang_attempt, bundle=bundle_of(detail.spec)

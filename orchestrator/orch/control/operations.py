@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -244,6 +245,15 @@ class Operations:
 
     def ended(self, job: str) -> bool:
         return self._store.state(job) in ENDED
+
+    def over(self, jobs: Iterable[str]) -> list[str]:
+        """For agents alone. A job that is not known here may be another server's, and is not over."""
+        found = []
+        for job in jobs:
+            with contextlib.suppress(NoSuchJob):
+                if self.ended(job):
+                    found.append(job)
+        return found
 
     def events(self, job: str, after: int, limit: int) -> list[Document]:
         return views.job_events(self._store, job, after=after, limit=limit)

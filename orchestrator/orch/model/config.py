@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from orch.model.lease import LEASE_MAX_S, LEASE_MIN_S, LEASE_S
 from orch.model.problems import ConfigError, Problem, format_path, near_match, shown
 from orch.model.storage_url import check_storage_options, check_storage_url
 from orch.model.strict_yaml import SIZE_BYTES_MAX, Document, Place, parse_yaml
@@ -92,6 +93,7 @@ class Config:
     cpus: int | None = None
     gpus: int | None = None
     keep_logs_s: float | None = None
+    lease_s: float = LEASE_S
     origins: dict[str, str] = field(default_factory=dict)
 
 
@@ -165,6 +167,17 @@ def _keep_logs(value: Any, _base: Path) -> float | None:
         raise _refuse(f"{shown(value)} {error}", f"{UNLIMITED}, or {DURATION_ALLOWED}", near) from None
 
 
+def _lease(value: Any, _base: Path) -> float:
+    allowed = f"a duration from {LEASE_MIN_S:g}s to {LEASE_MAX_S:g}s"
+    try:
+        lease_s = parse_duration_s(value)
+    except UnitError as error:
+        raise _refuse(f"{shown(value)} {error}", allowed) from None
+    if not LEASE_MIN_S <= lease_s <= LEASE_MAX_S:
+        raise _refuse(f"{shown(value)} is not possible", allowed)
+    return lease_s
+
+
 class ConfigKey(NamedTuple):
     check: Callable[[Any, Path], Any]
     attribute: str
@@ -185,6 +198,9 @@ CONFIG_KEYS: dict[str, ConfigKey] = {
     "cpus": ConfigKey(_whole(1, _CPUS_MAX), "cpus", "CPU cores that a local Ray may give away; default: all"),
     "gpus": ConfigKey(_whole(0, _GPUS_MAX), "gpus", "GPUs that a local Ray may give away; default: all"),
     "keep_logs": ConfigKey(_keep_logs, "keep_logs_s", "how long logs of ended jobs stay; default: unlimited"),
+    "lease": ConfigKey(
+        _lease, "lease_s", f"how long an agent goes on without its cluster; default: {LEASE_S:g}s"
+    ),
 }
 
 

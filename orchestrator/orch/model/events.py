@@ -81,6 +81,8 @@ class AgentUp:
     attempt: int
     rank: int
     node: str = ""
+    node_id: str = ""
+    """Ray's name of the node; several can share a machine."""
     pid: int | None = None
 
 

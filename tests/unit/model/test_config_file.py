@@ -39,13 +39,14 @@ def test_every_key(home):
     folder = home(
         "cluster: 10.0.0.5:6379\nstore: postgresql+psycopg://me:pw@db/orch\n"
         "storage: {url: s3://bucket/x, options: {endpoint_url: 'http://127.0.0.1:8333'}}\n"
-        "port: 8265\ncpus: 2\ngpus: 0\nkeep_logs: 30d\n"
+        "port: 8265\ncpus: 2\ngpus: 0\nkeep_logs: 30d\nlease: 90s\n"
     )
     config = load_config(folder, {})
     assert config.cluster == "10.0.0.5:6379"
     assert config.storage.url == "s3://bucket/x"
     assert config.storage.options == {"endpoint_url": "http://127.0.0.1:8333"}
     assert (config.port, config.cpus, config.gpus, config.keep_logs_s) == (8265, 2, 0, 30 * 86400)
+    assert config.lease_s == 90
     assert config.store == "postgresql+psycopg://me:pw@db/orch"
     assert "pw" not in repr(config)
     assert config.origins["port"] == f"{folder / 'config.yaml'} line 4"
@@ -64,6 +65,11 @@ def test_a_relative_storage_is_taken_from_the_home(home, tmp_path):
 
 def test_unlimited_logs(home):
     assert load_config(home("keep_logs: unlimited\n"), {}).keep_logs_s is None
+
+
+@pytest.mark.parametrize("lease", ["1s", "5m", "0", "soon", "true", "unlimited"])
+def test_a_lease_that_cannot_be(home, lease):
+    assert refusal(home(f"lease: {lease}\n")).problems[0].allowed == "a duration from 2s to 240s"
 
 
 def test_all_problems_at_once_with_their_lines(home):
