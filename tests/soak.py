@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
-from support import repeating
+from support import repeating, repeating_nodes
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
@@ -105,6 +105,7 @@ PARTS: dict[str, tuple[Callable[[Server, random.Random, int], dict[str, Any]], i
     "kills": (kills, 20),
     "cancels": (cancels, 20),
     "controller": (controller, 10),
+    "nodes": (repeating_nodes.nodes, 10),
 }
 
 

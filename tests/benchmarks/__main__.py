@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [recovery|submit|status] [-n N] [--sides …] [--json FILE]`; all of them by default.
+"""`python -m tests.benchmarks [recovery|submit|status|detection] [-n N] [--sides …] [--json FILE]`; all by default.
 
 Alone on the machine, please. Prints medians and ratios as tables, then everything as JSON.
 """
@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from tests.benchmarks import commands, recovery, report
+from tests.benchmarks import commands, detection, recovery, report
 
 from orch.model.units import parse_size_bytes
 
 REPETITIONS = 7
-NAMES = ("recovery", "submit", "status")
+NAMES = ("recovery", "submit", "status", "detection")
 
 
 def main() -> int:
@@ -51,6 +51,7 @@ def main() -> int:
         ),
         "submit": lambda: commands.measure_submit(given.n, progress),
         "status": lambda: commands.measure_status(given.n, progress),
+        "detection": lambda: detection.measure(given.n, progress),
     }
     documents = []
     for name in given.names or NAMES:

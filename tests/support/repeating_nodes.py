@@ -1,0 +1,69 @@
+"""The part of `python -m tests.soak` that loses nodes, each way many times over."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from support import losing_nodes
+from support.leftovers import assert_nothing_left
+from support.losing_cluster import cluster_frozen
+from support.nodes import Pool
+from support.recovery import Victim
+from support.server import Server
+
+if TYPE_CHECKING:
+    import random
+
+ROWS: dict[str, Callable[[Server, Pool, random.Random, bytes], dict[str, Any]]] = {
+    "killed": losing_nodes.killed,
+    "drained": losing_nodes.drained,
+    "terminated": losing_nodes.terminated,
+    "frozen": losing_nodes.frozen,
+}
+
+
+def nodes(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
+    """Each row `count` times, in random order, and the lease as often on servers of its own."""
+    calm = Victim(server)
+    calm.finish()
+    undisturbed = calm.final_bytes()
+    turns = [name for name in ROWS for _ in range(count)]
+    rng.shuffle(turns)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in [*ROWS, "cluster silent"]}
+    pool = Pool(server)
+    try:
+        for number, name in enumerate(turns):
+            try:
+                found[name].append(ROWS[name](server, pool, rng, undisturbed))
+            except AssertionError as error:
+                raise AssertionError(f"turn {number} ({name}): {error}") from error
+    finally:
+        pool.close()
+    for _ in range(count):
+        found["cluster silent"].append(_lease(rng))
+    return {"rows": {name: _ranges(rounds) for name, rounds in found.items()}, "equal_bytes": True}
+
+
+def _lease(rng: random.Random) -> dict[str, Any]:
+    home = Path(tempfile.mkdtemp(prefix="orch-"))
+    (home / "config.yaml").write_text("lease: 3s\n")
+    server = Server(home)
+    try:
+        server.start()
+        found = cluster_frozen(server, rng)
+        jobs = [job["id"] for job in server.client().jobs()]
+    finally:
+        server.stop()
+    assert_nothing_left(home, jobs)
+    shutil.rmtree(home)
+    return found
+
+
+def _ranges(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for one in rounds for name in one)
+    values = {name: [one[name] for one in rounds if one.get(name) is not None] for name in names}
+    return {"times": len(rounds), **{name: [min(seen), max(seen)] for name, seen in values.items() if seen}}
