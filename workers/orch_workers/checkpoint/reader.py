@@ -8,7 +8,6 @@ is called damage: some clients hand on a truncated or corrupted answer without a
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,12 +24,12 @@ from orch_workers.checkpoint.errors import (
 from orch_workers.checkpoint.filling import fill
 from orch_workers.checkpoint.format import RankManifest, ShardRecord
 from orch_workers.checkpoint.rereading import Doubt
-from orch_workers.training.slots import Slot, SlotHeader, aligned
+from orch_workers.training.collection import no_collection
+from orch_workers.training.slots import Slot, SlotHeader, aligned, encode
 
 if TYPE_CHECKING:
     from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 
-META_SLACK_BYTES = 4096
 
 Target = Path | str | Callable[[int], Path | str]
 """Where the slot file goes: a path, or what makes one of at least so many bytes (data and description)."""
@@ -126,10 +125,11 @@ def restore(
     manifest = catalog.manifest(point)
     if world_size is not None and manifest.world_size != world_size:
         raise ValueError(f"{point} was saved by {manifest.world_size} ranks; this job runs with {world_size}")
-    part = catalog.rank_manifest(point, manifest, rank)
-    _check_shards(catalog, point, part)
-    meta = _slot_meta(part)
-    capacity = aligned(part.data_bytes) + _meta_bytes(meta) + META_SLACK_BYTES
+    with no_collection():
+        part = catalog.rank_manifest(point, manifest, rank)
+        _check_shards(catalog, point, part)
+        description = _described(part)
+    capacity = aligned(part.data_bytes) + len(description)
     path = str(target(capacity) if callable(target) else target)
     if not callable(target):
         Path(path).unlink(missing_ok=True)  # never truncated in place: somebody may still have it mapped
@@ -143,7 +143,7 @@ def restore(
                 fill(catalog, part, view)
             finally:
                 view.release()
-            slot.finish(point.generation, point.step, part.data_bytes, meta)
+            slot.finish(point.generation, point.step, part.data_bytes, description)
             return slot.header(), path
         finally:
             slot.close()
@@ -179,7 +179,8 @@ def _check_size(catalog: Catalog, path: str, shard: ShardRecord) -> None:
             raise Damaged(f"{shard.path} has {size_bytes} bytes instead of {shard.size_bytes}")
 
 
-def _slot_meta(part: RankManifest) -> dict[str, Any]:
+def _described(part: RankManifest) -> bytes:
+    """What a training process reads of a slot, beside the data."""
     bases = _bases(part)
     entries = []
     for tensor in part.tensors:
@@ -193,12 +194,8 @@ def _slot_meta(part: RankManifest) -> dict[str, Any]:
         if tensor.global_shape != tensor.shape:
             entry |= {"global_shape": list(tensor.global_shape), "offsets": list(tensor.offsets)}
         entries.append(entry)
-    return {**part.meta, "entries": entries}
-
-
-def _meta_bytes(meta: dict[str, Any]) -> int:
     try:
-        return len(json.dumps(meta, separators=(",", ":"), allow_nan=False).encode())
+        return encode({**part.meta, "entries": entries})
     except ValueError as error:
         raise Damaged(f"rank manifest: {error}") from error
 

@@ -24,6 +24,8 @@ import struct
 import zlib
 from typing import Any, Callable, NamedTuple
 
+from .collection import no_collection
+
 HEADER_BYTES = 4096
 ALIGNMENT_BYTES = 64
 META_BYTES_MAX = 256 << 20
@@ -202,8 +204,9 @@ class Slot:
     def read(self) -> tuple[SlotHeader, dict[str, Any]]:
         """Header and description of a READY slot; SlotDamagedError with the reason otherwise."""
         header, fixed, rest = self._parts()
-        meta: dict[str, Any] = json.loads(rest)
-        return header, _joined(json.loads(fixed), meta) if fixed else meta
+        with no_collection():
+            meta: dict[str, Any] = json.loads(rest)
+            return header, _joined(json.loads(fixed), meta) if fixed else meta
 
     def _parts(self) -> tuple[SlotHeader, bytes, bytes]:
         header = self.header()
