@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ SEED = int(os.environ.setdefault("ORCH_TEST_SEED", str(secrets.randbelow(2**31))
 """Another one in every session; ORCH_TEST_SEED repeats one. It is set for the processes that pytest-xdist starts: one
 session, one seed.
 """
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # `just test &` in a script: every process below would ignore Ctrl-C too, which is what some tests are about.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -378,8 +378,7 @@ class Keeper:
             self._begun = self.catalog.begin(chain)
 
     def _write_once(self, filled: Filled) -> None:
-        with self._lock:
-            chain = self._chain
+        chain = self._chain
         assert chain is not None
         self._begin(chain)
         slot = Slot(filled.snapshot.path)
@@ -390,6 +389,7 @@ class Keeper:
                 rank=self._config.rank,
                 world_size=self._config.world_size,
                 code_digest=self._config.code_digest,
+                blocked_s=filled.info.get("blocked_s"),
             )
         finally:
             slot.close()

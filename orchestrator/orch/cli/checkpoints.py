@@ -12,17 +12,12 @@ from orch.cli import output
 from orch.cli.app import Cluster, Output, make, verb
 from orch.cli.checkpoints_place import Address, Place, find_place, parse_address, sentences
 from orch.cli.output import Format
-from orch.model.errors import OrchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orch_workers.checkpoint import RestorePoint
     from orch_workers.checkpoint.verifying import Verified
 
 Document = dict[str, Any]
-EVENTS_PAGES_MAX = 50
-"""Pages of events looked through for how long saves blocked training; older saves show none."""
 
 Checkpoints = Annotated[
     str,
@@ -88,11 +83,11 @@ def list_all(
     place = find_place(parse_address(job), cluster, option or ())
     with sentences(place):
         listed = list_checkpoints(place.catalog, place.rules)
-    known, memory = _remembered(place, cluster), _in_memory(place.job_id)
+    memory = _in_memory(place.job_id)
     documents = []
     for one in listed:
         where = ["storage"] + (["memory"] if one.point[:2] in memory else [])
-        documents.append(listed_document(one, known.get(one.point[:2]), where))
+        documents.append(listed_document(one, where))
     stored = {one.point[:2] for one in listed}
     documents = [_memory_document(spot) for spot in sorted(set(memory) - stored, reverse=True)] + documents
     if output_format is Format.JSON:
@@ -107,34 +102,6 @@ def list_all(
 
 def _head(place: Place) -> Document:
     return {"version": output.VERSION, "job": place.job_id, "storage": place.url}
-
-
-def _remembered(place: Place, cluster: str | None) -> Mapping[tuple[tuple[int, int], int], Document]:
-    """What the server noted of each commit: how long it took, and how long training was held up."""
-    from orch.cli.connect import connected
-    from orch_workers.training.slots import parse_generation
-
-    if place.job is None:
-        return {}
-    found: dict[tuple[tuple[int, int], int], Document] = {}
-    for one in place.job.get("checkpoints") or []:
-        with contextlib.suppress(ValueError, TypeError):
-            spot = (parse_generation(one["generation"]), one["step"])
-            found[spot] = {"duration_s": one.get("duration_s"), "blocked_s": one.get("blocked_s")}
-    with contextlib.suppress(OrchError), connected(cluster) as client:
-        after = 0
-        for _ in range(EVENTS_PAGES_MAX):
-            page = client.events(place.job_id, after=after)
-            for event in page.events:
-                data = event.get("data") or {}
-                if event["type"] == "CheckpointCommitted" and data.get("blocked_s") is not None:
-                    with contextlib.suppress(ValueError, TypeError, KeyError):
-                        spot = (parse_generation(str(data["generation"])), data["step"])
-                        found.setdefault(spot, {})["blocked_s"] = data["blocked_s"]
-            after = page.next_after
-            if not page.events:
-                break
-    return found
 
 
 def _in_memory(job: str) -> dict[tuple[tuple[int, int], int], int]:
@@ -195,8 +162,7 @@ def show(
         listed = next(
             one for one in list_checkpoints(place.catalog, place.rules) if one.point[:2] == point[:2]
         )
-    remembered = _remembered(place, cluster).get(point[:2])
-    one = listed_document(listed, remembered, ["storage"]) | content_document(content)
+    one = listed_document(listed, ["storage"]) | content_document(content)
     if output_format is Format.JSON:
         output.write_json({**_head(place), "checkpoint": one})
     else:

@@ -72,22 +72,19 @@ def point_text(one: Document) -> str:
 # list
 
 
-def listed_document(
-    listed: Listed, known: Mapping[str, Any] | None, places: Sequence[str], now_us: int | None = None
-) -> Document:
-    """`known`: what the server remembers of the write. `places`: where the state lies."""
+def listed_document(listed: Listed, places: Sequence[str], now_us: int | None = None) -> Document:
+    """`places`: where the state lies."""
     manifest = listed.manifest
     created_us = manifest.created_us if manifest else listed.point.committed_us
     age_us = max(0, (time.time_ns() // 1000 if now_us is None else now_us) - created_us)
-    remembered = known or {}
     return {
         **named(listed.point),
         "epoch": manifest.epoch if manifest else None,
         "time": time_text(created_us),
         "age_s": age_us / 1e6,
         "size_bytes": manifest.size_bytes if manifest else None,
-        "duration_s": remembered.get("duration_s"),
-        "blocked_s": remembered.get("blocked_s"),
+        "duration_s": manifest.took_s if manifest else None,
+        "blocked_s": manifest.blocked_s if manifest else None,
         "on_chain": listed.on_chain,
         "restorable": listed.is_restorable,
         "newest": listed.is_newest,

@@ -193,10 +193,10 @@ def test_in_the_background_the_state_of_the_moment_is_saved(url, monkeypatch):
     may_write, writing = threading.Event(), threading.Event()
     commit = checkpointer.commit
 
-    def waiting(catalog, slot):
+    def waiting(catalog, slot, **more):
         writing.set()
         assert may_write.wait(60)
-        return commit(catalog, slot)
+        return commit(catalog, slot, **more)
 
     monkeypatch.setattr(checkpointer, "commit", waiting)
     array = np.zeros(1000)
@@ -219,7 +219,7 @@ def test_in_the_background_the_state_of_the_moment_is_saved(url, monkeypatch):
 
 
 def test_what_fails_in_the_background_is_raised_by_wait_and_by_the_next_save(url, monkeypatch, caplog):
-    def fails(catalog, slot):
+    def fails(catalog, slot, **more):
         raise StorageUnavailable("the disk is full")
 
     commit = checkpointer.commit
@@ -243,11 +243,11 @@ def test_what_fails_in_the_background_is_raised_by_wait_and_by_the_next_save(url
 def test_storage_that_is_away_for_a_moment_is_tried_again(url, monkeypatch, caplog):
     commit, away = checkpointer.commit, [1, 2]
 
-    def sometimes(catalog, slot):
+    def sometimes(catalog, slot, **more):
         if away:
             away.pop()
             raise StorageUnavailable("away")
-        return commit(catalog, slot)
+        return commit(catalog, slot, **more)
 
     monkeypatch.setattr(checkpointer, "commit", sometimes)
     monkeypatch.setattr(checkpointer, "RETRY_MIN_S", 0.001)
@@ -258,7 +258,7 @@ def test_storage_that_is_away_for_a_moment_is_tried_again(url, monkeypatch, capl
 
 
 def test_the_scripts_own_error_is_the_one_that_is_seen(url, monkeypatch):
-    def fails(catalog, slot):
+    def fails(catalog, slot, **more):
         raise StorageUnavailable("away")
 
     monkeypatch.setattr(checkpointer, "commit", fails)

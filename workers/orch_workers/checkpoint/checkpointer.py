@@ -177,17 +177,19 @@ class Checkpointer:
         check_names(state)
         self._check_step(step)
         slot = self._free.get()
+        began = time.monotonic()
         try:
             generation = self._generation()
             slot.fill(capture(state, step, epoch, metrics), generation, step)
+            blocked_s = time.monotonic() - began
         except BaseException:
             self._free.put(slot)
             raise
         self._saved_step = step
         if self._writer is None:
-            self._write(slot, step)
+            self._write(slot, step, blocked_s)
         else:
-            future = self._writer.submit(self._write, slot, step)
+            future = self._writer.submit(self._write, slot, step, blocked_s)
             future.add_done_callback(lambda done: self._log_failure(done, step))
             self._written.append(future)
 
@@ -243,9 +245,9 @@ class Checkpointer:
         if (error := done.exception()) is not None:
             _log.error("the checkpoint of step %s is not in %s: %s", step, self.url, error)
 
-    def _write(self, slot: MemorySlot, step: int) -> None:
+    def _write(self, slot: MemorySlot, step: int, blocked_s: float) -> None:
         try:
-            done = self._patiently(lambda: commit(self.catalog, slot.slot))
+            done = self._patiently(lambda: commit(self.catalog, slot.slot, blocked_s=blocked_s))
             # It is durable; what could not be removed now goes after the next one.
             with contextlib.suppress(StorageError, Damaged):
                 self._retainer.after(RestorePoint(done.generation, done.step))

@@ -49,6 +49,7 @@ _RAW_DTYPE_BITS = {"C64": 64, "C128": 128, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E
 """Those of the others whose size is known, and is checked."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Dtype = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
@@ -127,6 +128,8 @@ class Manifest(_Record):
     code: str | None = None
     frameworks: Any = None
     written_by: str = ""
+    took_s: Seconds | None = None
+    blocked_s: Seconds | None = None
     ranks: tuple[RankRecord, ...]
 
 

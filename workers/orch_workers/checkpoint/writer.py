@@ -7,6 +7,7 @@ holds the snapshot.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -56,10 +57,12 @@ def commit(
     rank: int = 0,
     world_size: int = 1,
     code_digest: str | None = None,
+    blocked_s: float | None = None,
 ) -> Committed:
     """Commits the READY snapshot in `slot`, of the generation and step that its header names.
 
     For a gang of one; with more ranks each calls `write_rank`, and when all have, the leader `commit_step`.
+    `blocked_s`: how long training waited for the snapshot, as far as that is known.
     The slot must stay untouched meanwhile (SnapshotChanged otherwise). Raises Superseded when it lies off the
     chain, and the `StorageError`s, after which the same call may be repeated.
     """
@@ -76,6 +79,7 @@ def commit(
         {rank: part},
         world_size=world_size,
         code_digest=code_digest,
+        blocked_s=blocked_s,
         began=began,
     )
 
@@ -142,6 +146,7 @@ def commit_step(
     *,
     world_size: int,
     code_digest: str | None = None,
+    blocked_s: float | None = None,
     began: float | None = None,
 ) -> Committed:
     """Writes the step's manifest, which is the commit; every rank's part must be there (NotFound
@@ -149,7 +154,14 @@ def commit_step(
     """
     began = time.monotonic() if began is None else began
     return _commit_parts(
-        catalog, generation, step, {}, world_size=world_size, code_digest=code_digest, began=began
+        catalog,
+        generation,
+        step,
+        {},
+        world_size=world_size,
+        code_digest=code_digest,
+        blocked_s=blocked_s,
+        began=began,
     )
 
 
@@ -161,6 +173,7 @@ def _commit_parts(
     *,
     world_size: int,
     code_digest: str | None,
+    blocked_s: float | None,
     began: float,
 ) -> Committed:
     """`own`: parts that the caller has written itself and need not be read back."""
@@ -185,6 +198,8 @@ def _commit_parts(
         code=code_digest,
         frameworks=meta.get("frameworks"),
         written_by=_version(),
+        took_s=round(time.monotonic() - began, 6),
+        blocked_s=_seconds(blocked_s),
         ranks=tuple(part.record for part in parts),
     )
     # Looked at as late as possible: what a superseded generation commits lies off the chain all the same, but
@@ -292,6 +307,13 @@ def _write_shard(
 def _assert_unchanged(slot: Slot, header: SlotHeader) -> None:
     if slot.header() != header or header.state != READY:
         raise SnapshotChanged(f"{slot.path} was given away while step {header.step} was being written")
+
+
+def _seconds(told: object) -> float | None:
+    """What a training process has told of itself must not keep its state from being committed."""
+    if isinstance(told, (int, float)) and 0 <= told < math.inf:
+        return round(float(told), 6)
+    return None
 
 
 def _version() -> str:
