@@ -24,16 +24,6 @@ from support.server import Server, wait_for
 pytestmark = pytest.mark.chaos
 
 
-@pytest.fixture(scope="session")
-def undisturbed(server: Server) -> bytes:
-    """What the job ends with when nobody kills anything."""
-    victim = Victim(server)
-    detail = victim.finish()
-    assert len(starts(detail)) == 1
-    victim.assert_nothing_left()
-    return victim.final_bytes()
-
-
 def _somewhere(rng: random.Random) -> int:
     return rng.randrange(STEPS // 6, STEPS // 2)
 

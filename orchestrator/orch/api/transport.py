@@ -119,7 +119,9 @@ class Transport:
                 )
                 if answer.status != 503:
                     return self._accepted(answer, accept)
-                problem = errors.NoServer(f"the server at {self._url} is starting or stopping; try again")
+                problem = errors.NoServer(
+                    _busy(answer) or f"the server at {self._url} is starting or stopping"
+                )
             except urllib3.exceptions.HTTPError as error:
                 problem = errors.NoServer(f"no server answers at {self._url} ({_why(error)})")
             if time.monotonic() >= began + self._patience_s(patience_s):
@@ -163,6 +165,14 @@ class Transport:
                 f"the server at {self._url} belongs to another home or user: it refuses the token of this one"
             )
         raise _BY_CODE.get(code, errors.OrchError)(message)
+
+
+def _busy(answer: urllib3.BaseHTTPResponse) -> str:
+    """What a 503 says for itself; empty where it says nothing."""
+    try:
+        return str(json.loads(answer.data)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _why(error: Exception) -> str:

@@ -272,7 +272,7 @@ def _grid() -> Table:
 def server_view(server: Document) -> Table:
     """Addresses first, then every other plain value the server told, its nodes and its jobs."""
     grid = _grid()
-    for key in ("url", "version", "ray_address", "store", "pid", "started"):
+    for key in ("url", "version", "ray_address", "store", "store_trouble", "pid", "started"):
         if server.get(key) is not None:
             value = clock(server[key]) if key == "started" else one_line(str(server[key]))
             grid.add_row(key.replace("_", " ").capitalize(), value)

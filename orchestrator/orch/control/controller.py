@@ -12,21 +12,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from orch.control import lifecycle
+from orch.control.acting import Acts
 from orch.control.cluster import Cluster, is_death
 from orch.control.cordons import cordoned, request_of, why_held
 from orch.control.executor import Executor
 from orch.control.home import Home
+from orch.control.killpoints import KillPoints
 from orch.control.losses import agent_lost
-from orch.control.rows import ProgressRow
+from orch.control.progress import write_progress
 from orch.control.saving import leave_all
 from orch.control.service import Bell
-from orch.control.store import Store, StoreTakenError, now_us
+from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
 from orch.control.tables import tabulate
-from orch.model.commands import command_to_dict
+from orch.model.commands import RecordEnd, command_to_dict
 from orch.model.events import (
     Adopted,
     AgentLost,
@@ -53,8 +54,6 @@ GANG_POLL_S = 0.02
 GANG_POLL_SLOW_S = 0.5
 WATCH_AGAIN_S = 0.3
 """Pause before an agent that could not be reached is asked again; that is no evidence of its death."""
-UNAWARE_AFTER_S = 60.0
-"""A training process that has not said hello for so long keeps its state nowhere: UNPROTECTED."""
 
 T = TypeVar("T")
 
@@ -80,6 +79,8 @@ class Controller:
         self._places: dict[tuple[str, int, int], str] = {}
         self._waiting_since = time.monotonic()
         self._halted = False
+        self._taken: StoreTakenError | None = None
+        self._points = KillPoints(home.root)
         self._cordons: frozenset[str] = frozenset()
         self._asked_for_gang = False
         self.bell = Bell()
@@ -88,23 +89,25 @@ class Controller:
         self._executor = Executor(
             store,
             cluster,
-            home.root,
+            home,
             tell=self.tell,
             watch=self._watch_soon,
             done=lambda: self._inbox.put(self._look),
+            points=self._points,
             lease_s=lease_s,
         )
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
     def start(self) -> None:
+        self._points.look()
         self.store.claim()
         self._thread.start()
 
     # from any thread
 
     def tell(self, job: str, event: Event) -> None:
-        """Applies `event` soon."""
-        self._inbox.put(lambda: self.apply(job, event))
+        """Applies `event` soon; when the store is away, as soon as it is back: what was seen happens once."""
+        self._inbox.put(lambda: self._insist(lambda: self.apply(job, event)))
 
     def ask(self, act: Callable[[], T], limit_s: float = 30.0) -> T:
         """Runs `act` in the controller's thread and returns what it returns, or raises what it raises."""
@@ -114,14 +117,19 @@ class Controller:
         def run() -> None:
             try:
                 box.extend((True, act()))
+            except StoreTakenError as error:
+                box.extend((False, error))
+                raise
             except Exception as error:
                 box.extend((False, error))
             finally:
                 done.set()
 
+        if self._taken is not None:
+            raise self._taken
         self._inbox.put(run)
         if not done.wait(limit_s):
-            raise TimeoutError(f"the controller did not get to it within {limit_s:g} s")
+            raise self._taken or TimeoutError(f"the controller did not get to it within {limit_s:g} s")
         good, found = box
         if not good:
             raise found
@@ -145,8 +153,11 @@ class Controller:
             act()
         except StoreTakenError as error:
             log.warning("%s: this one acts no more", error)
+            self._taken = error
             self._on_taken()
             return False
+        except StoreAwayError:
+            pass  # the store has said so; what needs it comes again
         except Exception:
             log.exception("the controller goes on after an error")
         return True
@@ -159,6 +170,8 @@ class Controller:
 
     def _look(self) -> None:
         """The queue's turn, gangs that were granted meanwhile, commands that wait."""
+        self._points.look()
+        self.store.assert_held()  # one that has nothing to write must notice, too
         if self._halted:
             self._executor.look(only_ending=True)
             return
@@ -212,6 +225,7 @@ class Controller:
     def apply(self, job: str, event: Event, entry: dict[str, Any] | None = None) -> None:
         """One event: consumed, decided, written down with its commands, all in one transaction."""
         now = now_us()
+        self._points.here(event, "before")
         with self.store.transaction() as transaction:
             if entry is not None and not transaction.consume(
                 job, entry["attempt"], entry["rank"], entry["seq"]
@@ -234,6 +248,10 @@ class Controller:
             tabulate(transaction, before, after, event, now, (entry or {}).get("extra") or {})
             for command in commands:
                 transaction.enqueue(job, command_to_dict(command), t_us=now)
+            if after.ended and not before.ended:
+                transaction.enqueue(job, command_to_dict(RecordEnd(attempt=after.attempt)), t_us=now)
+            self._points.here(event, "inside")
+        self._points.here(event, "after")
         self.bell.ring(job)
         if commands or after.state in ENDED or after.state is State.QUEUED:
             self._inbox.put(self._look)
@@ -241,6 +259,7 @@ class Controller:
     def submit(self, event: Submitted, insert: Callable[[Any, JobState], None]) -> None:
         """Writes a new job down (`insert` puts its row) and gives it its place in the queue. Called through `ask`."""
         now = now_us()
+        self._points.here(event, "before")
         state, commands = lifecycle.begin(event, now)
         with self.store.transaction() as transaction:
             insert(transaction, state)
@@ -249,6 +268,8 @@ class Controller:
             )
             for command in commands:
                 transaction.enqueue(event.job, command_to_dict(command), t_us=now)
+            self._points.here(event, "inside")
+        self._points.here(event, "after")
         self.bell.ring(event.job)
         self._look()
 
@@ -259,7 +280,7 @@ class Controller:
         """
         self._halted = True  # what they tell is still written down; nothing new is started
         deadline = time.monotonic() + limit_s
-        left = leave_all(self.cluster, limit_s)
+        left = leave_all(self.cluster, Acts(self.store, self.cluster), limit_s)
         while (self._executor.ending() or self.cluster.agents()) and time.monotonic() < deadline:
             self._inbox.put(self._look)
             time.sleep(GANG_POLL_SLOW_S)
@@ -302,10 +323,10 @@ class Controller:
         """Does it now, or again soon: a store that is locked or full must not make the controller deaf to an agent."""
         try:
             act()
-        except StoreTakenError:
+        except (StoreTakenError, lifecycle.InvalidTransition):
             raise
-        except Exception:
-            log.exception("put off")
+        except Exception as error:
+            log.warning("put off: %s", error, exc_info=not isinstance(error, StoreAwayError))
             self._later(lambda: self._insist(act))
 
     def _later(self, act: Callable[[], None]) -> None:
@@ -368,33 +389,11 @@ class Controller:
             log.info("the agent of %s that died was not expected any more", job)
 
     def _progressed(self, job: str, rank: int, told: dict[str, Any]) -> None:
-        generation = Generation.parse(told["generation"])
-        row = ProgressRow(
-            job=job,
-            rank=rank,
-            generation=told["generation"],
-            t_us=now_us(),
-            step=told["step"],
-            epoch=told["epoch"],
-            steps_per_s=told["steps_per_s"],
-            metrics=told["metrics"],
-            usage=told["usage"],
-            checkpointing=told.get("checkpointing"),
-        )
-        state = self.store.lifecycle(job)
-        aware = told["aware"]
-        silent = state.started_us is not None and now_us() - state.started_us > UNAWARE_AFTER_S * 1e6
-        with self.store.transaction() as transaction:
-            transaction.put_progress(row)
-            if (aware and state.unprotected) or (silent and not aware and not state.unprotected):
-                transaction.save(replace(transaction.lifecycle(job), unprotected=not aware))
-            known = {note["text"] for note in self.store.job(job).notes}
-            for note in told["notes"]:
-                if note not in known:
-                    transaction.add_note(job, note, t_us=now_us())
+        state = write_progress(self.store, job, rank, told)
         self.bell.ring(job)
         # The lifecycle hears of steps when they matter to it: the first after a start; not each of them.
         if rank == 0 and told["step"] is not None and state.state in {State.STARTING, State.RECOVERING}:
+            generation = Generation.parse(told["generation"])
             self.apply(job, Progressed(generation=generation, step=told["step"], epoch=told["epoch"]))
 
     # adoption

@@ -12,20 +12,24 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from orch.control.acting import Acts
 from orch.control.cluster import Cluster
 from orch.control.configs import agent_config, bundle_of
 from orch.control.cordons import cordoned
+from orch.control.ends import record_end
 from orch.control.failures import observed
+from orch.control.home import Home
+from orch.control.killpoints import KillPoints
 from orch.control.rows import CommandRow
-from orch.control.store import Store, now_us
+from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
 from orch.model.commands import (
     CloseJob,
     Command,
     KillAgents,
     RaiseAttempt,
+    RecordEnd,
     RemoveGang,
     RequestGang,
     StartAgents,
@@ -43,6 +47,8 @@ POLL_S = 0.02
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 10.0
 RETRY_DOUBLINGS_MAX = 10
 SWEEP_CALL_LIMIT_S = 40.0
+TRIES_MAX = {"RecordEnd": 1000}
+"""Only this one is ever given up, after some three hours: its storage may be gone for good."""
 ENDING = ("RemoveGang", "KillAgents", "CloseJob", "StopAgents")
 """Commands that only give something back: carried out while the server stops, too."""
 
@@ -56,14 +62,16 @@ class Executor:
         self,
         store: Store,
         cluster: Cluster,
-        root: Path,
+        home: Home,
         tell: Callable[[str, Event], None],
         watch: Callable[[str, int, int, Any], None],
         done: Callable[[], None],
+        points: KillPoints,
         *,
         lease_s: float = LEASE_S,
     ) -> None:
-        self._store, self._cluster, self._root, self._lease_s = store, cluster, root, lease_s
+        self._store, self._cluster, self._home, self._root = store, cluster, home, home.root
+        self._acts, self._points, self._lease_s = Acts(store, cluster), points, lease_s
         self._tell, self._watch, self._done = tell, watch, done
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="command")
         self._busy: set[str] = set()
@@ -102,12 +110,21 @@ class Executor:
     def _carry_out(self, row: CommandRow) -> None:
         try:
             command = command_from_dict(row.data)
-            if self._wanted(row.job, command):
+            self._points.here(command, "before")
+            if row.tries >= TRIES_MAX.get(row.type, row.tries + 1):
+                self._give_up(row)
+            elif self._wanted(row.job, command):
                 self._do(row.job, command)
+            self._points.here(command, "after")
             self._store.command_done(row.seq)
+            self._points.here(command, "done")
             self._not_before.pop(row.seq, None)
+        except StoreTakenError as error:
+            log.warning("%s of %s is left alone: %s", row.type, row.job, error)
         except Exception as error:
-            log.warning("%s of %s: %s", row.type, row.job, error, exc_info=True)
+            log.warning(
+                "%s of %s: %s", row.type, row.job, error, exc_info=not isinstance(error, StoreAwayError)
+            )
             doublings = min(row.tries, RETRY_DOUBLINGS_MAX)
             self._not_before[row.seq] = time.monotonic() + min(RETRY_MIN_S * 2**doublings, RETRY_MAX_S)
             with contextlib.suppress(
@@ -119,6 +136,12 @@ class Executor:
                 self._busy.discard(row.job)
             self._done()
 
+    def _give_up(self, row: CommandRow) -> None:
+        log.warning("%s of %s is given up: %s", row.type, row.job, row.last_error)
+        text = f"that it is over could not be written into its storage ({row.last_error}): `orch recover` would run it"
+        with self._store.transaction() as transaction:
+            transaction.add_note(row.job, text, t_us=now_us())
+
     def _wanted(self, job: str, command: Command) -> bool:
         from orch.control.lifecycle import still_wanted
 
@@ -128,7 +151,7 @@ class Executor:
         match command:
             case RequestGang():
                 spec = self._store.job(job).spec
-                self._cluster.request_gang(
+                self._acts.request_gang(
                     job,
                     command.attempt,
                     bundle_of(spec),
@@ -137,7 +160,7 @@ class Executor:
                 )
             case RemoveGang():
                 self._end_agents(job)
-                self._cluster.remove_gang(job, command.attempt)
+                self._acts.remove_gang(job, command.attempt)
                 self._until_gone(job, [command.attempt])
                 self._tell(job, GangRemoved(attempt=command.attempt))
             case StartAgents():
@@ -149,9 +172,11 @@ class Executor:
                 self._stop_agents(job, command)
             case KillAgents():
                 for rank, attempt in command.strays.items():
-                    self._cluster.kill_agent(job, attempt, rank)
+                    self._acts.kill_agent(job, attempt, rank)
             case CloseJob():
                 self._close(job, command)
+            case RecordEnd():
+                record_end(self._store, self._home, job)
 
     def _start_agents(self, job: str, command: StartAgents) -> None:
         detail = self._store.job(job)
@@ -160,7 +185,7 @@ class Executor:
         for rank in command.ranks:
             config = agent_config(detail, command, rank, self._root, seen, lease_s=self._lease_s)
             try:
-                handle = self._cluster.start_agent(
+                handle = self._acts.start_agent(
                     config.to_dict(), gang_attempt=command.gang_attempt, bundle=bundle_of(detail.spec)
                 )
             except LookupError as error:
@@ -176,9 +201,9 @@ class Executor:
             handle = self._cluster.find_agent(job, attempt, rank) if other == job else None
             if handle is not None:
                 if command.notice:
-                    handle.preempt.remote(command.notice, command.grace_s)
+                    self._acts.tell(handle, "preempt", command.notice, command.grace_s)
                 else:
-                    handle.stop.remote(outcome, command.grace_s)
+                    self._acts.tell(handle, "stop", outcome, command.grace_s)
         delay_s = max(0.0, (command.deadline_us - now_us()) / 1e6)
         timer = threading.Timer(delay_s, self._tell, (job, StopOverdue(attempt=command.attempt)))
         timer.daemon = True
@@ -188,7 +213,7 @@ class Executor:
         for other, attempt, found in self._cluster.agents():
             handle = self._cluster.find_agent(job, attempt, rank) if (other, found) == (job, rank) else None
             if handle is not None:
-                self._cluster.call(handle, method, *arguments)
+                self._acts.call(handle, method, *arguments)
 
     def _close(self, job: str, command: CloseJob) -> None:
         if command.sweep:
@@ -199,25 +224,28 @@ class Executor:
         self._end_agents(job)
         attempts = [attempt for other, attempt in self._cluster.gangs() if other == job]
         for attempt in attempts:
-            self._cluster.remove_gang(job, attempt)
+            self._acts.remove_gang(job, attempt)
         self._until_gone(job, attempts)
         if command.sweep:
             # An agent that died before it could sweep: this machine's part of it is done here.
             paths = WorkerPaths(job, 0, self._root / "node", self._root / "jobs")
             if remains(paths):
+                self._store.assert_held()
                 sweep_job(paths)
         self._tell(job, Closed(attempt=command.attempt, swept=command.sweep))
 
     def _try_sweep(self, handle: Any) -> None:
         try:
-            self._cluster.call(handle, "sweep", limit_s=SWEEP_CALL_LIMIT_S)
+            self._acts.call(handle, "sweep", limit_s=SWEEP_CALL_LIMIT_S)
+        except StoreTakenError:
+            raise
         except Exception as error:
             log.warning("an agent could not sweep: %s", error)
 
     def _end_agents(self, job: str) -> None:
         for other, attempt, rank in self._cluster.agents():
             if other == job:
-                self._cluster.kill_agent(job, attempt, rank)
+                self._acts.kill_agent(job, attempt, rank)
 
     def _until_gone(self, job: str, attempts: list[int]) -> None:
         """Over is what was seen to be over. TimeoutError after GONE_LIMIT_S; the command is then tried again."""

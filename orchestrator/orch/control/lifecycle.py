@@ -194,6 +194,8 @@ def still_wanted(job: JobState, command: Command) -> bool:
         case cmd.RemoveGang():
             # Once it was seen to be gone, a repetition could only hit what was placed since.
             return command.attempt in job.removing or job.ended or job.state is State.BLOCKED
+        case cmd.RecordEnd():
+            return job.ended and job.attempt == command.attempt
         case cmd.KillAgents():
             return True
 

@@ -102,6 +102,9 @@ def adopted_waiting(job: JobState, event: Adopted, _now_us: int) -> Step:
         commands.append(RemoveGang(attempt=event.gang))
         if job.state is State.QUEUED and event.gang not in job.removing:
             job = replace(job, removing=(*job.removing, event.gang))
+    # Its removal may be done and the answer lost with the controller that waited for it.
+    told = {command.attempt for command in commands if isinstance(command, RemoveGang)}
+    commands += [RemoveGang(attempt=gang) for gang in job.removing if gang not in told]
     if job.gang is not None and event.gang is None:
         commands.append(RequestGang(attempt=job.gang))
     return Step(

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from orch.control.acting import Acts
 from orch.control.cluster import Cluster
 
 POLL_S = 0.05
@@ -13,14 +14,14 @@ POLL_S = 0.05
 log = logging.getLogger("orch.saving")
 
 
-def leave_all(cluster: Cluster, limit_s: float) -> int:
+def leave_all(cluster: Cluster, acts: Acts, limit_s: float) -> int:
     """Asks all agents at once to save and to end their training processes; returns how many were done in time."""
     deadline = time.monotonic() + limit_s
     waiting: list[Any] = []
     for job, attempt, rank in cluster.agents():
         handle = cluster.find_agent(job, attempt, rank)
         if handle is not None:
-            handle.stop.remote("left", limit_s / 2)
+            acts.tell(handle, "stop", "left", limit_s / 2)
             waiting.append(handle)
     done = 0
     for handle in waiting:

@@ -63,4 +63,7 @@ class SecretBox:
 
     @staticmethod
     def _lost(job: str, why: str) -> str:
-        return f"the secrets of job {job} cannot be opened: {why}. Put the key back, or submit the job again"
+        return (
+            f"the secrets of job {job} cannot be opened: {why}. Put the key back, or set them again: export them"
+            f" and run `orch secrets {job}`"
+        )

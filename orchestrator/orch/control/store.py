@@ -5,16 +5,20 @@ at once; transactions that write come one after the other, so what was read insi
 SQL stands here and in the modules below: database (connections), schema (tables), transaction (writes).
 """
 
+import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Select, func, make_url, select, tuple_
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from orch.control import schema
+from orch.control.clock import not_before, now_us
 from orch.control.database import open_engine, store_url, upsert
 from orch.control.home import Home
 from orch.control.rows import (
@@ -28,11 +32,11 @@ from orch.control.rows import (
     ProgressRow,
     RestartRow,
 )
-from orch.control.transaction import Transaction, cursor_of, holder, lifecycle_of, no_such_job, now_us
+from orch.control.transaction import Transaction, cursor_of, holder, lifecycle_of, no_such_job
 from orch.model.errors import NoServer
 from orch.model.states import ENDED, JobState, State
 
-__all__ = ["Store", "StoreTakenError", "Transaction", "now_us", "store_url"]
+__all__ = ["Store", "StoreAwayError", "StoreTakenError", "Transaction", "now_us", "store_url"]
 
 JOBS_MAX = 1000
 EVENTS_MAX = 1000
@@ -42,11 +46,17 @@ RESTARTS_MAX = 1000
 COMMANDS_MAX = 1000
 
 
+log = logging.getLogger("orch.store")
+
 _Row = TypeVar("_Row")
 
 
-class StoreTakenError(Exception):
+class StoreTakenError(NoServer):
     """Another controller has taken this store over; the one that meets this must act no more."""
+
+
+class StoreAwayError(NoServer):
+    """The database cannot be used just now: full, locked by another program, gone. Nothing was written; try again."""
 
 
 class Store:
@@ -57,13 +67,16 @@ class Store:
         # SQLite lets one writer in and makes the others poll; threads of one process queue here instead.
         self._writing = threading.RLock()
         self._in_transaction = False
+        self._away_since: float | None = None
+        self._away_because = ""
         try:
             self._engine = open_engine(self._url)
             with self._begin(write=True) as connection:
                 self.migrated_from = schema.migrate(connection)
-        except (SQLAlchemyError, ImportError, OSError) as error:
+        except (StoreAwayError, SQLAlchemyError, ImportError, OSError) as error:
             shown = self._url.render_as_string(hide_password=True)
-            raise NoServer(f"the store {shown} cannot be opened: {_first_line(error)}") from error
+            cause = error.__cause__ or error if isinstance(error, StoreAwayError) else error
+            raise NoServer(f"the store {shown} cannot be opened: {_first_line(cause)}") from error
 
     @classmethod
     def open(cls, home: Home, env: Mapping[str, str] | None = None) -> Self:
@@ -83,7 +96,24 @@ class Store:
             number = int(holder(connection)) + 1
             upsert(connection, schema.meta, {"key": "controller"}, {"value": str(number)})
         self._claim = str(number)
+        # Deadlines in the store were set by the clock of the controller before this one.
+        not_before(max((state.seen_us for state in self.unfinished()), default=0))
         return number
+
+    def assert_held(self) -> None:
+        """StoreTakenError if another controller has claimed the store since. Asked right before anything is done."""
+        with self._begin() as connection:
+            self._assert_held(holder(connection, lock=False))
+
+    def _assert_held(self, number: str) -> None:
+        if self._claim not in {None, number}:
+            raise StoreTakenError(f"controller {number} took the store over from controller {self._claim}")
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be written at present, and for how long already; empty while all is well."""
+        since = self._away_since
+        return "" if since is None else f"{self._away_because} (for {time.monotonic() - since:.0f} s)"
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -94,11 +124,7 @@ class Store:
             self._in_transaction = True
             try:
                 with self._begin(write=True) as connection:
-                    number = holder(connection)
-                    if self._claim not in {None, number}:
-                        raise StoreTakenError(
-                            f"controller {number} took the store over from controller {self._claim}"
-                        )
+                    self._assert_held(holder(connection))
                     yield Transaction(connection)
             finally:
                 self._in_transaction = False
@@ -283,8 +309,22 @@ class Store:
     @contextmanager
     def _begin(self, *, write: bool = False) -> Iterator[Connection]:
         options = {"orch_write": write}
-        with self._engine.connect().execution_options(**options) as connection, connection.begin():
-            yield connection
+        try:
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            raise self._away(str(getattr(error, "orig", None) or error)) from error
+        if write and self._away_since is not None:
+            log.warning("the store can be written again, after %.1f s", time.monotonic() - self._away_since)
+            self._away_since = None
+
+    def _away(self, because: str) -> StoreAwayError:
+        """Says it once; whoever needs the store tries again."""
+        self._away_because = because.strip().partition("\n")[0]
+        if self._away_since is None and self._claim is not None:
+            self._away_since = time.monotonic()
+            log.warning("the store cannot be used: %s; training goes on, and is written down later", because)
+        return StoreAwayError(f"the server's store cannot be used just now: {self._away_because}; try again")
 
 
 def _first_line(error: BaseException) -> str:

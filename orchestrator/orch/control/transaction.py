@@ -1,12 +1,12 @@
 """What is written into the store, all or nothing. A part of store.py, apart for its length."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from orch.control import schema
+from orch.control.clock import now_us
 from orch.control.database import upsert
 from orch.control.rows import NewJob, ProgressRow
 from orch.model.errors import NoSuchJob
@@ -14,10 +14,6 @@ from orch.model.states import JobState
 
 NOTES_MAX = 50
 """Newest notes kept with a job."""
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 class Transaction:
@@ -162,11 +158,11 @@ def no_such_job(job: str) -> NoSuchJob:
     return NoSuchJob(f"there is no job {job!r}; `orch status` lists the jobs of this server")
 
 
-def holder(connection: Connection) -> str:
-    """Number of the controller that claimed the store last; locks its row where the engine has such locks."""
+def holder(connection: Connection, *, lock: bool = True) -> str:
+    """Number of the controller that claimed the store last; `lock`: its row too, where the engine has such locks."""
     table = schema.meta
-    query = select(table.c.value).where(table.c.key == "controller").with_for_update()
-    return str(connection.execute(query).scalar_one())
+    query = select(table.c.value).where(table.c.key == "controller")
+    return str(connection.execute(query.with_for_update() if lock else query).scalar_one())
 
 
 def _job_columns(state: JobState) -> dict[str, Any]:

@@ -91,7 +91,16 @@ class CloseJob:
     sweep: bool = True
 
 
-Command = RequestGang | RemoveGang | StartAgents | RaiseAttempt | StopAgents | KillAgents | CloseJob
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordEnd:
+    """Write into the job's storage that it is over since `attempt`. Issued by the controller with the end itself."""
+
+    attempt: int
+
+
+Command = (
+    RequestGang | RemoveGang | StartAgents | RaiseAttempt | StopAgents | KillAgents | CloseJob | RecordEnd
+)
 
 COMMANDS: Mapping[str, type[Command]] = {kind.__name__: kind for kind in Command.__args__}
 

@@ -317,3 +317,16 @@ def test_a_job_that_knows_steps_recovers_until_the_first_new_one():
     assert job.state is State.RECOVERING
     job, _ = told(job, ev.Progressed(generation=G21, step=6))
     assert job.state is State.RUNNING
+
+
+def test_a_removal_whose_answer_was_lost_is_asked_for_again():
+    """The controller died between the removal and its GangRemoved: without this the job would wait for ever."""
+    job, _ = told(running(), ev.AgentLost(attempt=1, rank=0, evidence="node died", node_lost=True))
+    assert (job.state, job.removing) == (State.QUEUED, (1,))
+    job, commands = told(job, ev.Adopted(found={}, gang=None))
+    assert commands == [cmd.RemoveGang(attempt=1)]
+    assert still_wanted(job, commands[0])
+    job, commands = told(job, ev.Adopted(found={}, gang=1))
+    assert commands == [cmd.RemoveGang(attempt=1)], "asked for once"
+    job, _ = told(job, ev.GangRemoved(attempt=1))
+    assert job.placeable(job.seen_us)

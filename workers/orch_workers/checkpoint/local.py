@@ -186,6 +186,14 @@ class LocalStorage(Storage):
             raise _translated(error, f"cannot list {top}") from error
         return sorted(found)
 
+    def folders(self) -> Sequence[str]:
+        try:
+            return sorted(
+                entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False)
+            )
+        except OSError as error:
+            raise _translated(error, f"cannot list {self.root}") from error
+
     def sweep_temporaries(self, min_age_s: float) -> int:
         """Removes what writers that were killed left beside their targets. Returns how many."""
         oldest_ns = time.time_ns() - int(min_age_s * 1e9)

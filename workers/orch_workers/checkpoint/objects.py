@@ -139,6 +139,10 @@ class Storage(ABC):
     def list(self, prefix: str = "") -> list[Entry]:
         """All objects below the folder `prefix`, sorted by path; nothing there is an empty list."""
 
+    def folders(self) -> Sequence[str]:
+        """Names of the folders right below the storage's URL, sorted. Not for every step: a few requests each."""
+        return sorted({entry.path.partition("/")[0] for entry in self.list() if "/" in entry.path})
+
     def sweep_temporaries(self, min_age_s: float) -> int:
         """Removes leftovers of killed writers that are no objects yet. Returns how many."""
         return 0

@@ -212,6 +212,24 @@ class S3Storage(Storage):
             self._assert_bucket()  # some servers have an empty list for a bucket that is not there
         return sorted(entry for entry in found if not entry.path.endswith("/"))
 
+    def folders(self) -> Sequence[str]:
+        found = []
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
+            )
+            for page in pages:
+                found += [
+                    item["Prefix"][len(self._prefix) :].rstrip("/") for item in page.get("CommonPrefixes", ())
+                ]
+        except Exception as error:
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket() from error
+            raise translated(error, f"cannot list {self.url}") from error
+        if not found:
+            self._assert_bucket()
+        return sorted(found)
+
     def _assert_bucket(self) -> None:
         if self._bucket_seen:
             return

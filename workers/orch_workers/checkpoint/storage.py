@@ -106,6 +106,19 @@ class FsspecStorage(Storage):
         ]
         return sorted(entries)
 
+    def folders(self) -> Sequence[str]:
+        try:
+            found = self._fs.ls(self._root, detail=True)
+        except FileNotFoundError:
+            found = []
+        except Exception as error:
+            raise translated(error, f"cannot list {self.url}") from error
+        if not found:
+            self._assert_present()
+        return sorted(
+            info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory"
+        )
+
     def _assert_present(self) -> None:
         """Raises when an empty list may only mean that there is no such place."""
 
