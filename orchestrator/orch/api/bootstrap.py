@@ -22,6 +22,7 @@ from orch import __version__
 from orch.api.client import Client
 from orch.control import raylocal
 from orch.control.home import Home
+from orch.model.config import load_config
 from orch.model.errors import NoServer, OrchError
 
 LOCK_LIMIT_S = 120.0
@@ -71,10 +72,7 @@ def start(home: Home, cluster: str | None, num_cpus: int | None, num_gpus: int |
     if cluster is None:
         address = raylocal.recorded_address(root)
         if address is None:
-            say(progress="starting Ray on this machine (loopback only)")
-            raylocal.stop_ray(root)  # whatever a crash left
-            home.ensure_ray_token()
-            address = raylocal.start_ray(root, num_cpus=num_cpus, num_gpus=num_gpus)
+            address = _start_ray(home, num_cpus, num_gpus)
     else:
         address = cluster
         if not raylocal.answers(address):
@@ -89,6 +87,21 @@ def start(home: Home, cluster: str | None, num_cpus: int | None, num_gpus: int |
             f"the controller was started but its API does not answer; see {root / 'controller.log'}"
         )
     return found
+
+
+def _start_ray(home: Home, num_cpus: int | None, num_gpus: int | None) -> str:
+    root, state = home.root, load_config(home.root).ray_state
+    again = raylocal.left_address(root) if state == "disk" else None
+    say(progress="starting Ray on this machine (loopback only)")
+    raylocal.stop_ray(root)  # whatever a crash left
+    home.ensure_ray_token()
+    if again is not None:
+        try:
+            return raylocal.start_ray(root, num_cpus=num_cpus, num_gpus=num_gpus, state=state, again=again)
+        except NoServer as error:
+            # The port is taken, or the state is damaged: the jobs are in orch's own store all the same.
+            say(progress=f"Ray does not come back to what it knew ({error}); starting it anew")
+    return raylocal.start_ray(root, num_cpus=num_cpus, num_gpus=num_gpus, state=state)
 
 
 def _start_controller(home: Path, address: str, *, local: bool) -> None:

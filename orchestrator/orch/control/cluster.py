@@ -17,7 +17,7 @@ from ray.util.placement_group import (
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orch.model.errors import NoServer
 
@@ -25,6 +25,8 @@ NAMESPACE = "orch"
 CONTROLLER_NAME = "controller"
 CONTROLLER_CONCURRENCY = 8
 HEAD_RESOURCE = "node:__internal_head__"
+HEAD_SHARE = 0.001
+"""Of the one unit that every head node has: whoever takes a part of it is placed there."""
 AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
 NODE_LABEL = "ray.io/node-id"
@@ -261,10 +263,7 @@ def start_controller(
     ) as error:  # versions of Ray and Python must match to the patch level
         raise NoServer(f"the Ray cluster at {address} cannot be used from here: {error}") from error
     try:
-        head = next(
-            (n["NodeID"] for n in ray.nodes() if n["Alive"] and HEAD_RESOURCE in n["Resources"]), None
-        )
-        if head is None:
+        if not any(node["Alive"] and HEAD_RESOURCE in node["Resources"] for node in ray.nodes()):
             raise NoServer(f"the Ray cluster at {address} has no head node that is alive")
         actor: Any = ray.remote(actor_class)
         handle = actor.options(
@@ -275,7 +274,8 @@ def start_controller(
             max_concurrency=CONTROLLER_CONCURRENCY,
             num_cpus=0,
             get_if_exists=True,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False),
+            # Not by the node's id: a head that died and comes back (`ray_state: disk`) has another one.
+            resources={HEAD_RESOURCE: HEAD_SHARE},
         ).remote(*arguments)
         ray.get(handle.ready.remote(), timeout=limit_s)
     except exceptions.RayError as error:

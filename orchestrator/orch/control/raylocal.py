@@ -1,7 +1,7 @@
 """The Ray that orch starts on one machine: loopback only, token, no dashboard, nothing phones home.
 
-Ray's own state is not kept on disk here: the truth about jobs is in the store, and `orch server start` on
-the same home resumes every unfinished job from it.
+The truth about jobs is in the store, and `orch server start` on the same home resumes every unfinished job from
+it. With `ray_state: disk` Ray's own state is on disk too, so that agents on other machines outlive this one's Ray.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -99,15 +100,34 @@ def recorded_address(home: Path) -> str | None:
     return address if alive and answers(address) else None
 
 
-def start_ray(home: Path, *, num_cpus: int | None = None, num_gpus: int | None = None) -> str:
+def left_address(home: Path) -> str | None:
+    """Where the head that died answered, if it left its state on disk (`ray_state: disk`): it can be started again."""
+    try:
+        record = json.loads((home / "ray.json").read_text())
+        return str(record["address"]) if record["state"] == "disk" and any((home / "gcs").iterdir()) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def start_ray(
+    home: Path,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    state: str = "memory",
+    again: str | None = None,
+) -> str:
     """Starts a head node for this home and returns its address; NoServer with Ray's own words otherwise.
 
+    `again`: the address of a head that died (`left_address`): the same one, from the state that it left on disk.
     The token (`Home.ensure_ray_token`) is there already: Ray would make its own, and let everybody read it.
     """
-    for folder in (home / "node", home / "ray"):
+    if again is None:
+        shutil.rmtree(home / "gcs", ignore_errors=True)
+    for folder in (home / "node", home / "ray", home / "gcs"):
         folder.mkdir(mode=0o700, exist_ok=True)
     temp = _short_temp(home)
-    address = f"{LOOPBACK}:{free_port()}"
+    address = again or f"{LOOPBACK}:{free_port()}"
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
         f"--node-ip-address={LOOPBACK}",
@@ -127,6 +147,8 @@ def start_ray(home: Path, *, num_cpus: int | None = None, num_gpus: int | None =
     if num_gpus is not None:
         command.append(f"--num-gpus={num_gpus}")
     environment = {**os.environ, **ray_environment(home)}
+    if state == "disk":
+        environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(home / "gcs")}
     log_path = home / "ray-start.log"
     with log_path.open("wb") as log:
         try:
@@ -147,7 +169,7 @@ def start_ray(home: Path, *, num_cpus: int | None = None, num_gpus: int | None =
         tail = log_path.read_text(errors="replace").strip().splitlines()[-8:]
         stop_ray(home)
         raise NoServer("Ray did not start on this machine. Its last words:\n  " + "\n  ".join(tail))
-    _record(home, address)
+    _record(home, address, state)
     return address
 
 
@@ -204,9 +226,15 @@ def _short_temp(home: Path) -> Path:
     return short
 
 
-def _record(home: Path, address: str) -> None:
+def _record(home: Path, address: str, state: str) -> None:
     gcs = next(p for p in ray_processes(home) if "gcs_server" in " ".join(p.cmdline()[:1]))
-    record = {"address": address, "gcs_pid": gcs.pid, "gcs_started": gcs.create_time(), "at": time.time()}
+    record = {
+        "address": address,
+        "gcs_pid": gcs.pid,
+        "gcs_started": gcs.create_time(),
+        "at": time.time(),
+        "state": state,
+    }
     temporary = home / "ray.json.new"
     temporary.write_text(json.dumps(record))
     temporary.replace(home / "ray.json")

@@ -36,6 +36,8 @@ CONFIG_FILE = "config.yaml"
 CLUSTER_ALLOWED = (
     "HOST:PORT of a Ray cluster, the http(s):// URL of an orch server, or ssh://[USER@]HOST[:PORT]"
 )
+RAY_STATES = ("memory", "disk")
+"""Where the Ray that orch starts keeps what it knows of the cluster."""
 _CPUS_MAX = 65_536
 _GPUS_MAX = 1024
 
@@ -94,6 +96,7 @@ class Config:
     gpus: int | None = None
     keep_logs_s: float | None = None
     lease_s: float = LEASE_S
+    ray_state: str = RAY_STATES[0]
     origins: dict[str, str] = field(default_factory=dict)
 
 
@@ -178,6 +181,13 @@ def _lease(value: Any, _base: Path) -> float:
     return lease_s
 
 
+def _ray_state(value: Any, _base: Path) -> str:
+    if value not in RAY_STATES:
+        near = near_match(value, list(RAY_STATES)) if isinstance(value, str) else None
+        raise _refuse(f"{shown(value)} is not possible", " or ".join(RAY_STATES), near)
+    return str(value)
+
+
 class ConfigKey(NamedTuple):
     check: Callable[[Any, Path], Any]
     attribute: str
@@ -197,6 +207,11 @@ CONFIG_KEYS: dict[str, ConfigKey] = {
     "port": ConfigKey(_whole(0, 65_535), "port", "port of the server on this machine; 0: any that is free"),
     "cpus": ConfigKey(_whole(1, _CPUS_MAX), "cpus", "CPU cores that a local Ray may give away; default: all"),
     "gpus": ConfigKey(_whole(0, _GPUS_MAX), "gpus", "GPUs that a local Ray may give away; default: all"),
+    "ray_state": ConfigKey(
+        _ray_state,
+        "ray_state",
+        "where a local Ray keeps what it knows; `disk`: a head that died comes back to the other machines",
+    ),
     "keep_logs": ConfigKey(_keep_logs, "keep_logs_s", "how long logs of ended jobs stay; default: unlimited"),
     "lease": ConfigKey(
         _lease, "lease_s", f"how long an agent goes on without its cluster; default: {LEASE_S:g}s"

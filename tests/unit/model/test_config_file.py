@@ -39,7 +39,7 @@ def test_every_key(home):
     folder = home(
         "cluster: 10.0.0.5:6379\nstore: postgresql+psycopg://me:pw@db/orch\n"
         "storage: {url: s3://bucket/x, options: {endpoint_url: 'http://127.0.0.1:8333'}}\n"
-        "port: 8265\ncpus: 2\ngpus: 0\nkeep_logs: 30d\nlease: 90s\n"
+        "port: 8265\ncpus: 2\ngpus: 0\nkeep_logs: 30d\nlease: 90s\nray_state: disk\n"
     )
     config = load_config(folder, {})
     assert config.cluster == "10.0.0.5:6379"
@@ -47,6 +47,7 @@ def test_every_key(home):
     assert config.storage.options == {"endpoint_url": "http://127.0.0.1:8333"}
     assert (config.port, config.cpus, config.gpus, config.keep_logs_s) == (8265, 2, 0, 30 * 86400)
     assert config.lease_s == 90
+    assert config.ray_state == "disk"
     assert config.store == "postgresql+psycopg://me:pw@db/orch"
     assert "pw" not in repr(config)
     assert config.origins["port"] == f"{folder / 'config.yaml'} line 4"
