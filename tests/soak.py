@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
-from support import repeating, repeating_nodes
+from support import repeating, repeating_nodes, soak_control
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
@@ -106,6 +106,7 @@ PARTS: dict[str, tuple[Callable[[Server, random.Random, int], dict[str, Any]], i
     "cancels": (cancels, 20),
     "controller": (controller, 10),
     "nodes": (repeating_nodes.nodes, 10),
+    "transitions": (soak_control.transitions, 1),
 }
 
 
@@ -113,6 +114,9 @@ WITHOUT_SERVER: dict[str, tuple[Callable[[random.Random, int], dict[str, Any]], 
     "fencing": (repeating.fencing, 1000),
     "crashes": (repeating.crashes, 16),
     "faults": (repeating.faults, 1),
+    "recover": (soak_control.recover, 10),
+    "head": (soak_control.head, 10),
+    "clock": (soak_control.clock, 20),
 }
 
 

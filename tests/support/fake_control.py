@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from orch.control.home import Home
+from orch.control.jobrecord import StoredJob
+from orch.control.lifecycle import advance
 from orch.control.logfiles import read_logs
+from orch.control.recovering import put_back, set_secrets
 from orch.control.rows import NewJob
 from orch.control.secrets import SecretBox
 from orch.control.service import (
@@ -24,6 +27,7 @@ from orch.control.service import (
 from orch.control.store import Store, now_us
 from orch.control.views import job_detail, job_events, job_list
 from orch.model.errors import NeverPlaceable, WrongUse
+from orch.model.events import Event
 from orch.model.ids import make_job_id
 from orch.model.spec import JobSpec
 from orch.model.states import ENDED, JobState, State
@@ -115,10 +119,23 @@ class FakeControlService:
         self.end(job, State.CANCELLED, "cancelled now" if now else "cancelled")
         return self.job(job)
 
-    def preempt(self, job: str, *, grace_s: float) -> Document:
+    def preempt(self, job: str, *, grace_s: float, attempt: int | None) -> Document:
         if self.store.state(job) != State.RUNNING:
             raise WrongUse(f"{job} has no place that it could leave")
         self.preempted.append((job, grace_s))
+        return self.job(job)
+
+    def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:
+        outcome = put_back(self.store, stored, spec, url)
+        return outcome, self.job(stored.job)
+
+    def set_secrets(self, job: str, values: Mapping[str, str]) -> Document:
+        def apply(job: str, event: Event) -> None:
+            with self.store.transaction() as transaction:
+                state, _ = advance(transaction.lifecycle(job), event, now_us())
+                transaction.save(state)
+
+        set_secrets(self.store, self.secrets, job, values, apply)
         return self.job(job)
 
     def outputs(self, job: str) -> Download:

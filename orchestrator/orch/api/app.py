@@ -17,8 +17,11 @@ from orch.api.models import (
     CancelBody,
     CheckBody,
     PreemptBody,
+    RecoverBody,
+    SecretsBody,
     SubmitBody,
     parse_spec,
+    parse_stored,
     parse_submission,
 )
 from orch.api.streams import download, log_answer, receive_code, wait_for
@@ -93,7 +96,17 @@ def _jobs_routes(service: ControlService) -> APIRouter:
 
     @routes.post("/jobs/{job}/preempt")
     def preempt(job: str, body: PreemptBody) -> JSONResponse:
-        return _jobs(service.preempt(_known(job), grace_s=body.grace_s))
+        return _jobs(service.preempt(_known(job), grace_s=body.grace_s, attempt=body.attempt))
+
+    @routes.put("/jobs/{job}/secrets")
+    def set_secrets(job: str, body: SecretsBody) -> JSONResponse:
+        return _jobs(service.set_secrets(_known(job), body.secrets))
+
+    @routes.post("/jobs/{job}/recover")
+    def recover(job: str, body: RecoverBody) -> JSONResponse:
+        spec = parse_spec(body.spec)
+        outcome, found = service.recover(parse_stored(_known(job), body), spec, body.url)
+        return _jobs(found, outcome=outcome)
 
     @routes.post("/check")
     def check(body: CheckBody) -> JSONResponse:

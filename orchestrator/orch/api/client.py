@@ -185,9 +185,21 @@ class Client:
     def cancel(self, job: str, *, now: bool = False) -> Document:
         return self._job(self._transport.json("POST", f"/jobs/{_name(job)}/cancel", body={"now": now}))
 
-    def preempt(self, job: str, *, grace_s: float) -> Document:
-        body = {"grace_s": grace_s}
+    def preempt(self, job: str, *, grace_s: float, attempt: int | None = None) -> Document:
+        """`attempt`: the one that is to leave, so that a call which is repeated does not hit the next one too."""
+        body = {"grace_s": grace_s} | ({} if attempt is None else {"attempt": attempt})
         return self._job(self._transport.json("POST", f"/jobs/{_name(job)}/preempt", body=body))
+
+    def recover(self, job: str, stored: Mapping[str, Any]) -> tuple[str, Document]:
+        """What became of it (see `ControlService.recover`), and the detail document."""
+        page = self._transport.json(
+            "POST", f"/jobs/{_name(job)}/recover", body=dict(stored), patience_s=SUBMIT_PATIENCE_S
+        )
+        return str(page["outcome"]), self._job(page)
+
+    def set_secrets(self, job: str, values: Mapping[str, str]) -> Document:
+        body = {"secrets": dict(values)}
+        return self._job(self._transport.json("PUT", f"/jobs/{_name(job)}/secrets", body=body))
 
     def wait(self, job: str, *, timeout_s: float | None = None) -> Document:
         """The detail document once it has ended; TimedOut if it has not within the limit."""

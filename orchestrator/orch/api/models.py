@@ -1,9 +1,10 @@
 """What requests may say, and how what is wrong with them is told. No answer holds a secret's value."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from orch.control.jobrecord import CHECKPOINTS_MAX, StoredJob
 from orch.control.service import CodeInfo, Submission
 from orch.model.events import GRACE_S_DEFAULT
 from orch.model.explain import explain
@@ -15,6 +16,13 @@ SECRET_CHARS_MAX = 64 << 10
 SECRETS_MAX = 1000
 PATH_CHARS_MAX = 4096
 PREEMPT_GRACE_MAX_S = 3600.0
+
+
+Secrets = Annotated[
+    dict[str, Annotated[str, StringConstraints(max_length=SECRET_CHARS_MAX, pattern=r"^[^\x00]*$")]],
+    Field(max_length=SECRETS_MAX),
+]
+"""Values by name."""
 
 
 class _Body(BaseModel):
@@ -35,10 +43,7 @@ class SubmitBody(_Body):
     name: str | None = None
     base_dir: Annotated[str, StringConstraints(max_length=PATH_CHARS_MAX)] | None = None
     code: CodeBody | None = None
-    secrets: Annotated[
-        dict[str, Annotated[str, StringConstraints(max_length=SECRET_CHARS_MAX, pattern=r"^[^\x00]*$")]],
-        Field(max_length=SECRETS_MAX),
-    ] = {}
+    secrets: Secrets = {}
     request: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{8,64}$")] | None = None
 
 
@@ -54,6 +59,50 @@ class PreemptBody(_Body):
     grace_s: Annotated[float, Field(ge=0, le=PREEMPT_GRACE_MAX_S, allow_inf_nan=False, strict=False)] = (
         GRACE_S_DEFAULT
     )
+    attempt: Annotated[int, Field(ge=0)] | None = None
+    """The one that is to leave: a call that is repeated after it has left asks for nothing more."""
+
+
+class StoredCheckpoint(_Body):
+    generation: Annotated[str, StringConstraints(pattern=r"^[0-9]{6,9}[.][0-9]{6,9}$")]
+    step: Annotated[int, Field(ge=0)]
+    epoch: int | None = None
+    committed_us: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[int, Field(ge=0)] | None = None
+    quarantined: str | None = None
+
+
+class StoredEnd(_Body):
+    state: Literal["SUCCEEDED", "FAILED", "CANCELLED"]
+    reason: str = ""
+    exit_code: int | None = None
+    ended_us: Annotated[int, Field(ge=0)]
+
+
+class RecoverBody(_Body):
+    """A job as `orch.control.jobrecord.read_job` found it; `spec` names the storage it was found in."""
+
+    url: Annotated[str, StringConstraints(max_length=PATH_CHARS_MAX)]
+    spec: dict[str, Any]
+    code: CodeBody | None = None
+    seed: int = 0
+    unprotected: bool = False
+    submitted_us: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=0, le=999_000)]
+    step: Annotated[int, Field(ge=0)] | None = None
+    committed: bool = False
+    checkpoints: Annotated[list[StoredCheckpoint], Field(max_length=CHECKPOINTS_MAX)] = []
+    end: StoredEnd | None = None
+
+
+class SecretsBody(_Body):
+    secrets: Secrets
+
+
+def parse_stored(job: str, body: RecoverBody) -> StoredJob:
+    document = body.model_dump()
+    del document["url"]
+    return StoredJob(job=job, **{**document, "checkpoints": tuple(document["checkpoints"])})
 
 
 def parse_spec(data: dict[str, Any], name: str | None = None) -> JobSpec:

@@ -1,6 +1,18 @@
 """The program `orch`. Importing it loads no machinery: each verb imports what it needs when it runs."""
 
-from orch.cli import about, checkpoints, drill, ending, goodput, logs, preempt, server, status, submit
+from orch.cli import (
+    about,
+    checkpoints,
+    drill,
+    ending,
+    goodput,
+    logs,
+    preempt,
+    recover,
+    server,
+    status,
+    submit,
+)
 from orch.cli.app import make
 
 app = make(
@@ -9,7 +21,7 @@ app = make(
     "orch status",
 )
 
-for _verbs in (submit, status, goodput, logs, ending, preempt, checkpoints, drill, server, about):
+for _verbs in (submit, status, goodput, logs, ending, preempt, checkpoints, drill, recover, server, about):
     _verbs.register(app)
 
 

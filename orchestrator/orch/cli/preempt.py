@@ -41,7 +41,7 @@ def preempt(
     grace_s = _duration_s(grace)
     with connected(cluster) as client, output.progress() as shown:
         before = client.job(job)["attempt"]
-        found = client.preempt(job, grace_s=grace_s)
+        found = client.preempt(job, grace_s=grace_s, attempt=before)
         if not no_wait:
             shown.show(f"waiting until {job} has left its place")
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import threading
@@ -16,8 +15,10 @@ from orch.control import views
 from orch.control.configs import budgets_of, storage_of
 from orch.control.controller import Controller
 from orch.control.cordons import request_of
+from orch.control.jobrecord import StoredJob, job_record
 from orch.control.logfiles import read_logs
 from orch.control.protection import imports_orch
+from orch.control.recovering import put_back, set_secrets
 from orch.control.rows import NewJob
 from orch.control.secrets import SecretBox
 from orch.control.service import (
@@ -39,7 +40,7 @@ from orch.model.ids import make_job_id
 from orch.model.spec import JobSpec, StorageSpec, unsupported
 from orch.model.states import ENDED, PLACED, State
 from orch_policies.placement import Node, fits, largest
-from orch_workers.checkpoint.errors import StorageError
+from orch_workers.checkpoint.errors import AlreadyExists, StorageError
 from orch_workers.checkpoint.storage import Storage, open_storage
 from orch_workers.redaction import Redactor
 
@@ -103,12 +104,14 @@ class Operations:
         protected = (code is not None or spec.ship == "never") and imports_orch(source, spec.run)
         storage = self._storage(spec, {**spec.env, **submission.secrets})
         name = spec.job_name
-        job = self._new_id(name)
-        self._put_into_storage(storage, job, spec, code)
+        # A submit that is repeated, because the controller died over it, finds its own record in storage.
+        chance = random.Random(submission.request) if submission.request else self._random
+        seed = chance.randrange(2**31)
+        job = self._put_into_storage(storage, name, chance, spec, code, seed=seed, unprotected=not protected)
         event = Submitted(
             job=job,
             workers=spec.resources.workers,
-            seed=self._random.randrange(2**31),
+            seed=seed,
             budgets=budgets_of(spec),
             unprotected=not protected,
         )
@@ -166,24 +169,39 @@ class Operations:
             raise WrongUse(f"the code {digest} was not uploaded; submit again")
         return path
 
-    def _put_into_storage(self, storage: Storage, job: str, spec: JobSpec, code: CodeInfo | None) -> None:
-        """The job can be read back from storage alone: its spec and its code."""
-        document = {
-            "version": 1,
-            "job": job,
-            "spec": spec.model_dump(mode="json"),
-            "code": asdict(code) if code else None,
-        }
+    def _put_into_storage(
+        self,
+        storage: Storage,
+        name: str,
+        chance: random.Random,
+        spec: JobSpec,
+        code: CodeInfo | None,
+        *,
+        seed: int,
+        unprotected: bool,
+    ) -> str:
+        """The job can be read back from storage alone: its spec and its code. Returns its id."""
+        told = asdict(code) if code else None
         try:
-            storage.create(f"{job}/job.json", json.dumps(document, sort_keys=True).encode())
+            for _ in range(IDS_TRIES_MAX):
+                job = self._new_id(name, chance)
+                record = job_record(
+                    job, spec.model_dump(mode="json"), told, seed=seed, unprotected=unprotected
+                )
+                with contextlib.suppress(AlreadyExists):  # a job of another server that shares the storage
+                    storage.create(f"{job}/job.json", record)
+                    break
+            else:
+                raise WrongUse(f"no free id was found for the name {name!r}; choose another name")
             if code is not None:
                 storage.create(f"{job}/code/{code.digest}.zip", self._uploaded(code.digest).read_bytes())
         except StorageError as error:
             raise WrongUse(f"checkpoint.storage: {error}") from error
+        return job
 
-    def _new_id(self, name: str) -> str:
+    def _new_id(self, name: str, chance: random.Random) -> str:
         for _ in range(IDS_TRIES_MAX):
-            job = make_job_id(name, self._random)
+            job = make_job_id(name, chance)
             try:
                 self._store.state(job)
             except NoSuchJob:
@@ -308,14 +326,25 @@ class Operations:
         self._controller.ask(lambda: self._controller.apply(job, CancelRequested(now=now)))
         return self.job(job)
 
-    def preempt(self, job: str, *, grace_s: float) -> Document:
+    def preempt(self, job: str, *, grace_s: float, attempt: int | None) -> Document:
         def act() -> None:
-            state = self._store.lifecycle(job).state
-            if state not in PLACED:
-                raise WrongUse(f"{job} is {state}: it has no place that it could leave")
+            present = self._store.lifecycle(job)
+            if attempt is not None and present.attempt > attempt:
+                return  # it has left
+            if present.state not in PLACED:
+                raise WrongUse(f"{job} is {present.state}: it has no place that it could leave")
             self._controller.apply(job, PreemptRequested(grace_s=grace_s))
 
         self._controller.ask(act)
+        return self.job(job)
+
+    def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:
+        outcome = self._controller.ask(lambda: put_back(self._store, stored, spec, url))
+        return outcome, self.job(stored.job)
+
+    def set_secrets(self, job: str, values: Mapping[str, str]) -> Document:
+        controller = self._controller
+        controller.ask(lambda: set_secrets(self._store, self._box, job, values, controller.apply))
         return self.job(job)
 
     def server_status(self) -> Document:
@@ -325,6 +354,7 @@ class Operations:
             "started": views.format_time(self._started_us),
             "ray_address": self._ray_address,
             "store": self._store.description,
+            "store_trouble": self._store.trouble or None,
             "nodes": [asdict(node) for node in self._controller.cluster.nodes()],
             "jobs": self._store.count_by_state(),
         }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from orch.control.jobrecord import StoredJob
 from orch.model.spec import JobSpec
 
 Document = dict[str, Any]
@@ -224,8 +225,23 @@ class ControlService(Protocol):
         """Asks for the job's end; `now`: without the grace period. Harmless when it has ended. NoSuchJob."""
         ...
 
-    def preempt(self, job: str, *, grace_s: float) -> Document:
-        """Has a job save, leave its place within `grace_s` and be placed again. NoSuchJob; WrongUse if it has none."""
+    def preempt(self, job: str, *, grace_s: float, attempt: int | None) -> Document:
+        """Has a job save, leave its place within `grace_s` and be placed again. NoSuchJob; WrongUse if it has none.
+
+        `attempt`: only if it is still at this one (None: at any).
+        """
+        ...
+
+    def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:
+        """A job that was read back from the storage at `url` goes on; with `spec`, which is its own with that storage.
+
+        Returns "resumed", "blocked" (its secrets are to be set), "ended" or "known" (nothing was changed), and the
+        detail document.
+        """
+        ...
+
+    def set_secrets(self, job: str, values: Mapping[str, str]) -> Document:
+        """New values for all secrets of a job, which goes on if it was BLOCKED. NoSuchJob; WrongUse for other names."""
         ...
 
     def outputs(self, job: str) -> Download:
@@ -233,7 +249,7 @@ class ControlService(Protocol):
         ...
 
     def server_status(self) -> Document:
-        """`{"version", "pid", "started", "ray_address", "store", "nodes": […], "jobs": {state: count}}`."""
+        """`{"version", "pid", "started", "ray_address", "store", "store_trouble", "nodes": […], "jobs": {…}}`."""
         ...
 
     def stop(self) -> Document:

@@ -76,6 +76,13 @@ def test_objects(either):
     assert not s3.exists("a/b")
 
 
+def test_folders_right_below(either):
+    assert list(either.folders()) == []
+    for path in ("a/x", "a/b/y", "c/d/e/z", "file"):
+        either.create(path, b"1")
+    assert list(either.folders()) == ["a", "c"]
+
+
 @pytest.mark.parametrize("size_bytes", [100, 9 << 20])
 def test_of_many_writers_one_wins(either, size_bytes):
     """Of the manifest's size, and of a shard's: nothing is replaced, and no winner's bytes are mixed."""

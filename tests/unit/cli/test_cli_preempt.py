@@ -23,7 +23,7 @@ def leaves(api, monkeypatch, **after):
     """What the controller does about it, at once."""
     asked = []
 
-    def preempt(name, *, grace_s):
+    def preempt(name, *, grace_s, attempt):
         asked.append((name, grace_s))
         api.edit(name, **after)
         return api.service.job(name)

@@ -1,0 +1,28 @@
+"""The server's whole home is lost, and the jobs come back from their storage (`orch recover`)."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from support.leftovers import assert_nothing_left
+from support.server import Server
+from support.store_lost import lose_the_store
+
+pytestmark = pytest.mark.chaos
+
+
+def test_jobs_go_on_from_their_storage_alone(undisturbed: bytes, rng: random.Random, tmp_path: Path) -> None:
+    home = Path(tempfile.mkdtemp(prefix="orch-"))
+    server = Server(home)
+    try:
+        server.start()
+        jobs = lose_the_store(server, tmp_path / "storage", rng, undisturbed)
+    finally:
+        server.stop()
+    assert_nothing_left(home, jobs)
+    shutil.rmtree(home)

@@ -1,0 +1,114 @@
+"""Repetitions about the controller, its store and its clock, for `python -m tests.soak`."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.faketime import FakeTime
+from support.leftovers import assert_nothing_left
+from support.recovery import Victim, assert_recovered, starts
+from support.second_raylet import SecondRaylet, head_options, kill_head
+from support.server import Server, wait_for
+from support.store_lost import lose_the_store
+from support.transitions import LIVES, assert_nothing_twice, live
+
+HOUR_S = 3600
+
+
+def transitions(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
+    """The controller SIGKILLed at every place of every life, `count` times; some of them in one life."""
+    calm = Victim(server)
+    calm.finish()
+    undisturbed = calm.final_bytes()
+    adopted: list[float] = []
+    kills: dict[str, int] = {}
+    for _ in range(count):
+        for name, life in LIVES.items():
+            order = {place: number for number, place in enumerate(life.places)}
+            left = rng.sample(life.places, len(life.places))
+            while left:
+                places = sorted(left[: life.at_once], key=order.__getitem__)
+                left = left[life.at_once :]
+                adopted += live(server, name, places, undisturbed)["adopted_s"]
+                kills[name] = kills.get(name, 0) + len(places)
+    return {
+        "kills": kills,
+        "equal_bytes": True,
+        "adopted_s": {"median": statistics.median(adopted), "longest": max(adopted), "of": len(adopted)},
+    }
+
+
+def recover(rng: random.Random, count: int) -> dict[str, Any]:
+    """The whole home lost, and the jobs back from storage, `count` times."""
+    for _ in range(count):
+        with _own_server() as (server, folder), tempfile.TemporaryDirectory() as storage:
+            calm = Victim(server)
+            calm.finish()
+            jobs = lose_the_store(server, Path(storage) / "s", rng, calm.final_bytes())
+            server.stop()
+            assert_nothing_left(folder, [*jobs, calm.id])
+    return {"homes_lost": count, "equal_bytes": True}
+
+
+def head(rng: random.Random, count: int) -> dict[str, Any]:
+    """Ray's head killed under a job on another node, `count` times on one home (`ray_state: disk`)."""
+    told = []
+    with _own_server("ray_state: disk\n", *head_options()) as (server, _), SecondRaylet(server):
+        gpu = "--set=resources.gpus=1"
+        calm = Victim(server, gpu)
+        calm.finish()
+        told = [kill_head(server, rng, calm.final_bytes()) for _ in range(count)]
+        server.stop()
+    return {
+        "heads_killed": count,
+        "equal_bytes": True,
+        "started_s": [one["started_s"] for one in told],
+        "adopted_s": [one["adopted_s"] for one in told],
+    }
+
+
+def clock(rng: random.Random, count: int) -> dict[str, Any]:
+    """The clock of all of Ray set by an hour, to and fro, under one job; its training process killed once."""
+    with tempfile.TemporaryDirectory() as folder:
+        fake = FakeTime(Path(folder))
+        with _own_server(env=fake.env) as (server, _):
+            calm = Victim(server)
+            calm.finish()
+            victim = Victim(server, "--set=env.STEPS=600", "--set=env.PACE_S=0.02")
+            victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 1)
+            for number in range(count):
+                fake.jump(rng.choice([HOUR_S, -HOUR_S, 0]))
+                if number == count // 2:
+                    assert victim.kill_training()
+                    victim.wait_training()
+                moment_s = time.monotonic() + rng.random() * 8 / count
+                wait_for("the random moment", lambda at=moment_s: time.monotonic() >= at)
+            detail = victim.finish()
+            assert_recovered(detail, kills=1)
+            assert len(starts(detail)) == 2, "a jump was taken for a failure"
+            assert_nothing_twice(server.client().events(victim.id).events)
+            assert victim.final_bytes() == calm.final_bytes(), "the final bytes differ"
+    return {"jumps": count, "equal_bytes": True}
+
+
+@contextmanager
+def _own_server(
+    config: str = "", *options: str, env: dict[str, str] | None = None
+) -> Iterator[tuple[Server, Path]]:
+    home = Path(tempfile.mkdtemp(prefix="orch-"))
+    (home / "config.yaml").write_text(config)
+    server = Server(home, env)
+    try:
+        server.start(*options)
+        yield server, home
+    finally:
+        server.stop()
+    shutil.rmtree(home)
