@@ -19,7 +19,7 @@ from support.server import Server, wait_for
 def lose_the_store(server: Server, storage: Path, rng: random.Random, undisturbed: bytes) -> list[str]:
     """Three jobs: one over, one that trains, one with a secret. Returns their ids; all are over."""
     at = f"--set=checkpoint.storage={storage}"
-    over = Victim(server, at, "--set=run=true", "--set=outputs=[]")
+    over = Victim(server, at, "--set=run=exit 0", "--set=outputs=[]")
     over.finish()
     wait_for("its end is in its storage", lambda: list(storage.glob(f"{over.id}/ended/*.json")))
     victim = Victim(server, at)
