@@ -57,11 +57,12 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            if step % EVERY_STEPS == 0 or step == options.steps or asked_to_stop:
+            stopping = bool(asked_to_stop)  # looked at once: Ctrl-C may come between any two lines
+            if step % EVERY_STEPS == 0 or step == options.steps or stopping:
                 checkpoints.save(step, state, metrics={"loss": losses[-1]})
             if step % 10 == 0:
                 print(f"step {step}: loss {losses[-1]:.6f}")
-            if asked_to_stop:
+            if stopping:
                 checkpoints.wait()
                 print(f"interrupted; saved step {step}, the same command goes on from there")
                 sys.exit(130)
