@@ -29,10 +29,12 @@ setup:
 demo storage="local": setup
     @"{{ python }}" examples/digits/demo.py "{{ storage }}"
 
-# All tests: unit and simulation (which need no service: on two cores at once), then integration, then chaos.
+# All tests: unit and simulation (which need no service: on two cores at once), integration, chaos, and TensorFlow's in
+# processes of their own.
 test: setup
     @"{{ python }}" -m pytest -n 2 -q tests/test_tidy.py tests/unit tests/simulation tests/scenarios
     @"{{ python }}" -m pytest tests/integration tests/chaos
+    @"{{ python }}" -m pytest -n 2 --dist loadfile -q tests/frameworks
 
 # Unit tests alone (no Ray, no servers).
 test-unit *args: setup

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
-from support import repeating, repeating_nodes, soak_control
+from support import killed_tensorflow, repeating, repeating_nodes, soak_control
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
@@ -117,6 +117,7 @@ WITHOUT_SERVER: dict[str, tuple[Callable[[random.Random, int], dict[str, Any]], 
     "recover": (soak_control.recover, 10),
     "head": (soak_control.head, 10),
     "clock": (soak_control.clock, 20),
+    "tensorflow": (killed_tensorflow.kills, 20),
 }
 
 

@@ -17,6 +17,8 @@ HOOK_FOLDER = "~start"
 can import.
 """
 HOOK_PACKAGE = "orch_standby"
+ORCH_FILES = ("__init__.py", "keras.py", "tensorflow.py")
+"""Of the package that users import, what has a meaning inside a training process."""
 FILES_MAX = 1_000
 """More would mean that a wrong folder was taken for our package."""
 
@@ -58,10 +60,8 @@ def ensure(node_root: Path) -> Path:
 def _contents() -> dict[str, bytes]:
     """Relative path → content, from the installed packages (found, not imported)."""
     ours = _package_folder("orch_workers")
-    contents = {
-        "orch/__init__.py": (_package_folder("orch") / "__init__.py").read_bytes(),
-        "orch_workers/__init__.py": (ours / "__init__.py").read_bytes(),
-    }
+    contents = {f"orch/{name}": (_package_folder("orch") / name).read_bytes() for name in ORCH_FILES}
+    contents["orch_workers/__init__.py"] = (ours / "__init__.py").read_bytes()
     for name, content in _read(ours / "training").items():
         folder, _, file = name.rpartition("/")
         if folder != "standby":

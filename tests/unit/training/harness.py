@@ -10,6 +10,7 @@ def begin(agent, monkeypatch, **objects):
     agent.wait_idle()
     monkeypatch.setenv(protocol.ENV_SOCKET, agent.socket_path)
     known = {"skip": "replay", "restore": True, "seed": None, "local_folder": None, "local_every_s": 600.0}
+    known["strict"] = False
     options = {name: objects.pop(name, default) for name, default in known.items()}
     return session.begin(objects, session.Options(**options))
 

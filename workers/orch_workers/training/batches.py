@@ -18,6 +18,8 @@ from .loader import (
     why_inexact,
 )
 from .position import Position, Stream
+from .tf_data import DatasetLoader, Datasets, is_dataset
+from .tf_graph import tensorflow_module
 
 if TYPE_CHECKING:
     from .snapshot import Adapters
@@ -46,6 +48,7 @@ class Batches:
         self._say = say
         self._inexact = inexact
         self._settle = settle
+        self.datasets = Datasets()
         self._iterators_seen: list[Any] = []
         self._steps_out = self._batches_out = 0
         self._loader_out: Any = None
@@ -53,6 +56,7 @@ class Batches:
     def iterate(self, loader: Any, mode: str) -> Iterator[Any]:
         if mode not in MODES:
             raise ValueError(f"skip={mode!r}: must be one of {', '.join(MODES)}")
+        loader = self.as_loader(loader)
         stored = self._position.next_stored()
         adapters = self._adapters.active()
         if stored is not None and stored["done"] and stored["steps"]:
@@ -72,7 +76,7 @@ class Batches:
         stream, iterator = self._begin(loader, mode, stored, adapters)
         if stored is not None and not stored["done"]:
             self._problems(rng.restore(outside, adapters))
-            if stored["generators_now"] and mode == "replay":
+            if stored["generators_now"] and mode == "replay" and not isinstance(loader, DatasetLoader):
                 self._problems(set_generator_states(loader, stored["generators_now"], adapters))
         try:
             for batch in iterator:
@@ -85,6 +89,11 @@ class Batches:
                     self._settle()
         finally:
             self._position.end(stream)
+
+    def as_loader(self, loader: Any) -> Any:
+        """What stands in for `loader`: a tf.data.Dataset is read through an object that can tell where it is."""
+        tensorflow = tensorflow_module()
+        return self.datasets.loader(tensorflow, loader) if is_dataset(tensorflow, loader) else loader
 
     def leave_out(self, steps: int) -> None:
         """Passes over the data of so many steps, in the first loader that is iterated and in no other (an evaluation's
@@ -106,6 +115,8 @@ class Batches:
 
     def state_of(self, stream: Stream) -> dict[str, Any]:
         """For Position.to_tree."""
+        if isinstance(stream.loader, DatasetLoader):
+            return {"generators_now": {}, "loader": stream.loader.state()}
         own = stream.loader.state_dict() if keeps_own_state(stream.loader) else None
         now = generator_states(stream.loader, self._adapters.active())
         return {"generators_now": now, "loader": own}
@@ -136,6 +147,10 @@ class Batches:
         elif done_before and keeps_own_state(loader):
             loader.load_state_dict(stored["loader"] if stored else None)
             iterator = open_iterator(loader, adapters)
+        elif done_before and isinstance(loader, DatasetLoader):
+            left = loader.resume(stored["loader"] if stored else {}, done_before)
+            iterator = open_iterator(loader, adapters)
+            self._replay(iterator, left)
         else:
             iterator = open_iterator(loader, adapters)
             self._replay(iterator, done_before)

@@ -7,6 +7,7 @@ from typing import Any, Iterator, Sequence
 
 from . import rng
 from .tensors import torch_module
+from .tf_data import DatasetLoader
 
 _REPEATABLE = (list, tuple, range, dict, str, collections.deque)
 
@@ -26,6 +27,8 @@ def keeps_own_state(loader: Any) -> bool:
 
 def why_inexact(loader: Any) -> list[str]:
     """Reasons why a replay cannot give the same batches, as sentences. Empty: it can."""
+    if isinstance(loader, DatasetLoader):
+        return loader.pipeline.why_inexact()
     if not is_torch_loader(loader) or keeps_own_state(loader):
         return []
     found = []
@@ -48,6 +51,8 @@ def needs_own_stream(loader: Any) -> bool:
     """
     if isinstance(loader, _REPEATABLE):
         return False
+    if isinstance(loader, DatasetLoader):
+        return loader.pipeline.calls_python
     if not is_torch_loader(loader):
         return True
     torch = torch_module()
@@ -100,12 +105,17 @@ def open_iterator(loader: Any, adapters: Sequence[Any]) -> Iterator[Any]:
 
 
 def generator_states(loader: Any, adapters: Sequence[Any]) -> dict[str, Any]:
-    """States of the random generators that the loader holds, by path."""
+    """States of the random generators that the loader holds, by path; for a dataset, from where its pass starts."""
+    if isinstance(loader, DatasetLoader):
+        return loader.start_state()
     return {path: handler.capture() for path, handler in rng.generator_handlers(loader, adapters).items()}
 
 
 def set_generator_states(loader: Any, stored: dict[str, Any], adapters: Sequence[Any]) -> list[str]:
     """Returns sentences about generators that are stored and not there any more."""
+    if isinstance(loader, DatasetLoader):
+        loader.set_start(stored)
+        return []
     handlers = rng.generator_handlers(loader, adapters)
     for path, state in stored.items():
         if path in handlers:

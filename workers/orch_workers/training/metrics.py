@@ -54,7 +54,7 @@ class Metrics:
 
     def _send_for(self) -> None:
         on_device = [value for value in self._newest.values() if not _is_on_host(value)]
-        if any(value.device.type != "cuda" for value in on_device):
+        if any(getattr(value.device, "type", "") != "cuda" for value in on_device):
             return  # no way to ask such a device without waiting: read at the next save
         torch = torch_module()
         copies: dict[str, Any] = {}
@@ -82,7 +82,9 @@ def _kept(name: str, value: Any) -> Any:
     if callable(detach):
         value = detach()
     size = getattr(value, "numel", None)
-    count = size() if callable(size) else getattr(value, "size", 1)
+    count = size() if callable(size) else getattr(value, "size", None)
+    if count is None:  # TensorFlow's tensors and variables tell their shape alone
+        count = math.prod(getattr(value, "shape", ()))
     if count != 1 or isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(
             f"run.step({name}=…): a metric is a number or a tensor of one element, not {_shown(value)}"
@@ -102,6 +104,8 @@ def _is_bad_loss(name: str, value: Any) -> bool:
 
 def _is_on_host(value: Any) -> bool:
     device = getattr(value, "device", None)
+    if isinstance(device, str):  # NumPy's: cpu; TensorFlow's: …/task:0/device:GPU:0
+        return "device:" not in device or "CPU" in device
     return device is None or getattr(device, "type", "cpu") == "cpu"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from .arrays import numpy_module
 from .errors import UnsupportedStateError
@@ -20,6 +20,10 @@ class StateHandler:
 
     kind = "state"
     order = 2
+    strict = False
+    """Whether what a restoration leaves undone ends the run (`look_after_first_step`)."""
+    tell_mismatch: Callable[[str], None] | None = None
+    """Told what turns out not to fit after `restore` has returned; then the same is raised where it turned out."""
 
     def __init__(self, name: str, target: Any) -> None:
         self.name = name
@@ -41,6 +45,14 @@ class StateHandler:
     def reseed(self, seed: int) -> None:
         """Random generators only."""
         raise NotImplementedError
+
+    def why_inexact(self) -> list[str]:
+        """Reasons, as sentences, why this argument cannot be put back exactly."""
+        return []
+
+    def look_after_first_step(self) -> list[str]:
+        """Sentences about what a restoration has left undone by the time the first step is over."""
+        return []
 
 
 class ArrayHandler(StateHandler):
@@ -165,6 +177,8 @@ def make_handler(
 ) -> StateHandler:
     """Raises UnsupportedStateError for an argument that is nothing orch can keep."""
     value = everything[name]
+    if isinstance(value, StateHandler):  # of an integration of orch's own
+        return value
     for adapter in adapters:
         handler: StateHandler = adapter.handler(name, value, everything)
         if handler is not None:
@@ -183,6 +197,26 @@ def make_handler(
         return ArrayHandler(name, value)
     values[name] = value
     return ValueHandler(name, values)
+
+
+def compare_arguments(kinds: dict[str, str], live: dict[str, str]) -> tuple[list[str], list[str]]:
+    """What keeps a checkpoint whose arguments are of `kinds` from being loaded into those of a script, and what is
+    only worth saying: a sentence each.
+    """
+    found, warnings = [], []
+    for name, kind in kinds.items():
+        if name in live and live[name] != kind:
+            found.append(f"{name} is a {kind} in the checkpoint, a {live[name]} in this script")
+        elif name not in live and kind != "value":
+            found.append(f"{name} ({kind}) is in the checkpoint but is not given to orch.training()")
+        elif name not in live:
+            warnings.append(f"the value {name} is in the checkpoint and not in the script: it is dropped")
+    for name, kind in live.items():
+        if name not in kinds and kind != "value":
+            found.append(f"{name} ({kind}) is given to orch.training() but is not in the checkpoint")
+        elif name not in kinds:
+            warnings.append(f"the value {name} is not in the checkpoint: it starts as the script gives it")
+    return found, warnings
 
 
 def compare_arrays(name: str, stored: Any, live: Any) -> list[str]:

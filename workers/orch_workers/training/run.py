@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from . import rng
 from .batches import Batches
 from .devices import DeviceCopies
 from .errors import MismatchError, TrainingError
+from .forks import forget_in_children
 from .loader import why_inexact
 from .metrics import Metrics
+from .objects import compare_arguments
 from .planning import Planner
 from .position import Position
 from .protocol import EXIT_LEFT, IN_MEMORY
 from .snapshot import write
 from .tensors import torch_module
+from .tf_graph import tensorflow_module
 
 if TYPE_CHECKING:
     from .objects import StateHandler
@@ -71,7 +72,7 @@ class Run:
         self._exit_left = EXIT_LEFT
         self._first_epoch = True
         self._state = "open"
-        _forget_in_children(self)
+        forget_in_children(self)
         self.skipped_saves = 0
 
     # what the script uses
@@ -137,6 +138,8 @@ class Run:
         due = self._due(word)
         if due is not None and (due != IN_MEMORY or self._pending is None):
             self._pending = due
+        if count - 1 == self.restored_step:
+            self._look_after_first_step()
         self._leaving = self._told_to_stop or (word.stop and count >= word.save_at)
         report = self._metrics.due()
         if report is not None:
@@ -172,8 +175,36 @@ class Run:
         """Says now, and not only when its first batch is read, what keeps `loader` from being resumed
         exactly.
         """
-        for reason in why_inexact(loader):
+        for reason in why_inexact(self._batches.as_loader(loader)):
             self._inexact(reason)
+
+    # for integrations whose loop is somebody else's (Keras' model.fit)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._position.epoch = epoch
+
+    def epoch_is_over(self, epoch: int, metrics: dict[str, Any]) -> None:
+        """`epoch` of them are; saves where that is due."""
+        self._position.epoch = epoch
+        self._metrics.put(self.step_count, epoch, metrics)
+        self._after_epoch()
+
+    def save_at(self, step: int) -> None:
+        """The script counts by itself: this is its state after `step` steps."""
+        self._check_open()
+        self.step_count = step
+        self._sink.progress(step, self._position.epoch)
+        self._save("demand", wait=True)
+
+    def training_is_over(self) -> None:
+        if self._sink.rules.last:
+            self._save("last", wait=True)
+
+    def check_handlers(self) -> None:
+        """Says what keeps the arguments from being restored exactly."""
+        for handler in self._handlers:
+            for reason in handler.why_inexact():
+                self._inexact(reason)
 
     # saving
 
@@ -244,6 +275,7 @@ class Run:
                 "position": self._position.to_tree(self._batches.state_of),
                 "seed": self.seed,
                 "inexact": self.inexact_reasons,
+                "datasets": self._batches.datasets.to_tree(),
             }
         }
 
@@ -273,7 +305,10 @@ class Run:
         does not fit.
         """
         kinds = stored.part("~orch", "kinds")
-        problems = self._compare_arguments(kinds)
+        live = {handler.name: handler.kind for handler in self._handlers}
+        problems, warnings = compare_arguments(kinds, live)
+        for warning in warnings:
+            self.note("warning", warning)
         fitting = sorted(
             (handler for handler in self._handlers if kinds.get(handler.name) == handler.kind),
             key=lambda handler: handler.order,
@@ -284,9 +319,12 @@ class Run:
         if problems:
             raise MismatchError(label, problems)
         for handler in fitting:
+            handler.tell_mismatch = self._sink.mismatch
             try:
                 if not handler.restore_in_place(borrowed.pop(handler.name)):
                     handler.restore(stored.part(handler.name))
+            except MismatchError:
+                raise
             except Exception as error:
                 raise MismatchError(label, [f"{handler.name} does not take its state: {error}"]) from error
         self.seed = self._batches.seed = stored.part("~orch", "seed")
@@ -296,8 +334,19 @@ class Run:
         for problem in rng.restore(random, self._adapters.active()):
             self._inexact(problem)
         self._batches.random_now = random
+        self._batches.datasets.load(stored.part("~orch", "datasets"))
         self._position.load(stored.part("~orch", "position"))
         self.step_count = self.restored_step = self._saved_step = stored.step
+
+    def _look_after_first_step(self) -> None:
+        """By now what a step needs exists: what was restored and has found no object is said."""
+        try:
+            for handler in self._handlers:
+                for sentence in handler.look_after_first_step():
+                    self.note("warning", sentence)
+        except MismatchError as error:
+            self._sink.mismatch(str(error))
+            raise
 
     def leave_out(self, steps: int) -> None:
         """After a rollback: the data of the next `steps` steps is passed over."""
@@ -306,27 +355,6 @@ class Run:
             self._inexact(
                 f"it was rolled back to step {self.step_count}, and the data of {steps} steps left out"
             )
-
-    def _compare_arguments(self, kinds: dict[str, str]) -> list[str]:
-        found = []
-        live = {handler.name: handler.kind for handler in self._handlers}
-        for name, kind in kinds.items():
-            if name in live and live[name] != kind:
-                found.append(f"{name} is a {kind} in the checkpoint, a {live[name]} in this script")
-            elif name not in live and kind != "value":
-                found.append(f"{name} ({kind}) is in the checkpoint but is not given to orch.training()")
-            elif name not in live:
-                self.note(
-                    "warning", f"the value {name} is in the checkpoint and not in the script: it is dropped"
-                )
-        for name, kind in live.items():
-            if name not in kinds and kind != "value":
-                found.append(f"{name} ({kind}) is given to orch.training() but is not in the checkpoint")
-            elif name not in kinds:
-                self.note(
-                    "warning", f"the value {name} is not in the checkpoint: it starts as the script gives it"
-                )
-        return found
 
     # epochs
 
@@ -341,6 +369,7 @@ class Run:
             for problem in rng.restore(self._batches.random_now, adapters):
                 self._inexact(problem)
             self._batches.random_now = None
+        self._batches.datasets.epoch_begins(tensorflow_module())
         position.begin_epoch(rng.capture(adapters))
 
     def _after_epoch(self) -> None:
@@ -416,15 +445,3 @@ class Run:
     def forked(self) -> None:
         """From here on this is the copy of a run that belongs to the parent process."""
         self._state = "forked"
-
-
-def _forget_in_children(run: Run) -> None:
-    """Told at the fork, a run need not ask at each step which process it is in."""
-    known = weakref.ref(run)
-
-    def after_fork() -> None:
-        copy = known()
-        if copy is not None:
-            copy.forked()
-
-    os.register_at_fork(after_in_child=after_fork)

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from .agent_sink import AgentSink
 from .batches import MODES
-from .errors import MismatchError, TrainingError
+from .errors import MismatchError, TrainingError, UnsupportedStateError
 from .loader import is_torch_loader
 from .objects import StateHandler, make_handler
 from .protocol import ENV_SOCKET, EXIT_LEFT
 from .run import Run
 from .snapshot import Adapters, Stored, plan
 from .tensors import torch_module
+from .tf_data import is_dataset
+from .tf_graph import TAKEN, tensorflow_module
 
 if TYPE_CHECKING:
     from .sink import Sink
@@ -43,6 +45,7 @@ class Options:
         seed: int | None,
         local_folder: str | None,
         local_every_s: float,
+        strict: bool = False,
     ) -> None:
         if skip not in MODES:
             raise ValueError(f"orch.training(skip={skip!r}): must be one of {', '.join(MODES)}")
@@ -55,6 +58,7 @@ class Options:
         self.seed = seed
         self.local_folder = local_folder
         self.local_every_s = local_every_s
+        self.strict = strict
 
 
 _runs: list[Run] = []
@@ -79,17 +83,24 @@ def begin(objects: dict[str, Any], options: Options) -> Run:
     adapters = Adapters()
     values: dict[str, Any] = {}
     handlers = _handlers(objects, adapters, values)
+    for handler in handlers:
+        handler.strict = options.strict
     sink = _sink(options, adapters)
     run = Run(sink, handlers, values, adapters, skip=options.skip, seed=_seed(options), say=say)
     try:
         _restore(run, sink, adapters)
         for value in objects.values():
-            if is_torch_loader(value) and options.skip == "replay":
+            if _is_data(value) and options.skip == "replay":
                 run.check_loader(value)
+        run.check_handlers()
     except BaseException:
         run.give_up()
         raise
     return run
+
+
+def _is_data(value: Any) -> bool:
+    return is_torch_loader(value) or is_dataset(tensorflow_module(), value)
 
 
 def say(message: str) -> None:
@@ -97,13 +108,14 @@ def say(message: str) -> None:
 
 
 def _handlers(objects: dict[str, Any], adapters: Adapters, values: dict[str, Any]) -> list[StateHandler]:
-    state = {
-        name: value for name, value in objects.items() if name != DATA_ARGUMENT and not is_torch_loader(value)
-    }
+    state = {name: value for name, value in objects.items() if name != DATA_ARGUMENT and not _is_data(value)}
     handlers = [make_handler(name, state, adapters.active(), values) for name in state]
-    plan(
-        dict(values), adapters.codecs(), {}
-    )  # a plain value that cannot be kept is refused here, not at a save
+    try:  # a plain value that cannot be kept is refused here, not at a save
+        plan(dict(values), adapters.codecs(), {})
+    except UnsupportedStateError as error:
+        if tensorflow_module() is None:
+            raise
+        raise UnsupportedStateError(f"{error}; or {TAKEN}") from None
     return handlers
 
 

@@ -12,6 +12,7 @@ from .copying import THREADED_BYTES_MIN, Fills, copy_pairs
 from .pytorch import TorchAdapter
 from .slots import HEADER_BYTES, NO_FIXED_PART, FixedPart, Slot, aligned, encode
 from .tensors import torch_module
+from .tf_graph import tensorflow_module
 from .tree import Codec, Decoder, Encoder, Entry
 
 if TYPE_CHECKING:
@@ -60,13 +61,20 @@ class Adapters:
 
     def __init__(self) -> None:
         self._torch: Any = None
+        self._tensorflow: Any = None
 
     def active(self) -> list[Any]:
         if self._torch is None:
             torch = torch_module()
             if torch is not None and hasattr(torch, "optim"):
                 self._torch = TorchAdapter(torch)
-        return [] if self._torch is None else [self._torch]
+        if self._tensorflow is None:
+            tensorflow = tensorflow_module()
+            if tensorflow is not None:
+                from .tf_adapter import TensorFlowAdapter
+
+                self._tensorflow = TensorFlowAdapter(tensorflow)
+        return [adapter for adapter in (self._torch, self._tensorflow) if adapter is not None]
 
     def watches(self, handlers: Sequence[Any]) -> list[Watch]:
         """Guards for those arguments that a plan can fix."""
