@@ -21,6 +21,8 @@ from orch.control.raylocal import (
     ray_processes,
     recorded_address,
 )
+from orch_workers.config import NODE_VARIABLE
+from support.nodes import LOOPBACK_NODE
 from support.recovery import STEPS, Victim, kill, starts
 from support.server import Server, alive, wait_for
 
@@ -40,10 +42,15 @@ class SecondRaylet:
         record = Home(server.home).read_server()
         assert record is not None
         mine = {TOKEN_VARIABLE: str(self.folder / "ray-token")}
-        env = {**server.env, **ray_environment(server.home), **mine}
+        env = {
+            **server.env,
+            **ray_environment(server.home, server.env),
+            **mine,
+            NODE_VARIABLE: str(self.folder),
+        }
         del env["ORCH_HOME"]
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={record.ray_address}"),
+            *(sys.executable, "-P", str(LOOPBACK_NODE), "start", f"--address={record.ray_address}"),
             *(f"--node-ip-address={LOOPBACK}", "--num-cpus=1", f"--num-gpus={GPUS}", "--disable-usage-stats"),
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),

@@ -128,6 +128,8 @@ def start_ray(
         folder.mkdir(mode=0o700, exist_ok=True)
     temp = _short_temp(home)
     address = again or f"{LOOPBACK}:{free_port()}"
+    # A head that was killed leaves it behind, and Ray takes a raylet that waits for that head for the head itself.
+    (temp / "ray_current_cluster").unlink(missing_ok=True)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
         f"--node-ip-address={LOOPBACK}",
