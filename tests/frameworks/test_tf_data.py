@@ -147,8 +147,12 @@ def test_a_dataset_that_is_built_anew_in_every_epoch(agents, begin):
 
 
 def test_an_iterator_given_as_an_argument(agents, begin):
+    def make():
+        tf.random.set_seed(1)
+        return iter(tf.data.Dataset.range(24).shuffle(10).repeat().batch(4).prefetch(2))
+
     agent = agents()
-    iterator = iter(shuffled().repeat())
+    iterator = make()
     run = begin(agent, iterator=iterator)
     for _ in range(9):
         next(iterator)
@@ -156,11 +160,27 @@ def test_an_iterator_given_as_an_argument(agents, begin):
     run.save()
     run.give_up()
     expected = [next(iterator).numpy().tolist() for _ in range(20)]
-    again = iter(shuffled().repeat())
+    again = make()
     run = begin(agent, iterator=again)
     assert [next(again).numpy().tolist() for _ in range(20)] == expected
     assert run.exact
     run.give_up()
+
+
+def test_an_iterator_that_is_saved_between_two_passes_is_reported(agents, begin):
+    agent = agents()
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = (
+        False  # TensorFlow would read ahead, as far as it gets
+    )
+    iterator = iter(tf.data.Dataset.range(24).shuffle(10).batch(5).repeat().with_options(options))
+    run = begin(agent, iterator=iterator)
+    for number in range(1, 6):
+        next(iterator)
+        run.step()
+        run.save()
+        assert run.exact == (number < 5), "the fifth batch is the end of the first pass"
+    assert "repeat right after shuffle" in run.inexact_reasons[0]
 
 
 @pytest.mark.parametrize(

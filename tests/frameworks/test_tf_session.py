@@ -47,7 +47,7 @@ def hooked(agent, monkeypatch, kill_at=None, **options):
     agent.wait_idle()
     monkeypatch.setenv(protocol.ENV_SOCKET, agent.socket_path)
     with tf.Graph().as_default():
-        place, loss, train, global_step = network(**options)
+        place, loss, train, _ = network(**options)
         hook = orch.tensorflow.SessionHook(metrics={"loss": loss})
         ends, stop = [], v1.train.StopAtStepHook(last_step=STEPS)
 
@@ -60,8 +60,8 @@ def hooked(agent, monkeypatch, kill_at=None, **options):
             with v1.train.MonitoredTrainingSession(hooks=[stop, hook, Look()]) as running:
                 variables = v1.global_variables()
                 while not running.should_stop():
-                    _, step = running.run([train, global_step], batch(place, hook.run.step_count))
-                    if step == kill_at:
+                    running.run(train, batch(place, hook.run.step_count))
+                    if hook.run.step_count == kill_at:
                         raise Killed
         except Killed:
             hook.run.give_up()

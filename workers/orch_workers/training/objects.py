@@ -25,6 +25,9 @@ class StateHandler:
     tell_mismatch: Callable[[str], None] | None = None
     """Told what turns out not to fit after `restore` has returned; then the same is raised where it turned out."""
 
+    tell_inexact: Callable[[str], None] | None = None
+    """Told, during a capture, why what is captured cannot be gone on with exactly."""
+
     def __init__(self, name: str, target: Any) -> None:
         self.name = name
         self.target = target

@@ -203,6 +203,7 @@ class Run:
     def check_handlers(self) -> None:
         """Says what keeps the arguments from being restored exactly."""
         for handler in self._handlers:
+            handler.tell_inexact = self._inexact
             for reason in handler.why_inexact():
                 self._inexact(reason)
 

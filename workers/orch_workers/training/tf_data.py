@@ -25,6 +25,7 @@ _POLICY_IGNORE, _POLICY_FAIL = 1, 2
 
 _SHUFFLE_KEY = b"num_random_samples"
 """In the state of an iterator: how many seeds a shuffle has drawn. An input that is at its end is left out of it."""
+_KEYS_OF_A_SHUFFLE = 2
 _BEGINS_AGAIN = re.compile(r"Repeat|FlatMap|Interleave|Window|Choose|Directed")
 """Steps that may read their input, and so its shuffles, more than once in a pass."""
 _PYTHON_OPS = frozenset(("PyFunc", "EagerPyFunc", "PyFuncStateless"))
@@ -178,6 +179,18 @@ def put_iterator_state(tensorflow: Any, value: Any, state: dict[str, Any]) -> bo
         return False
     _write(tensorflow, value, state[STATE_KEY])
     return True
+
+
+def is_cut_short(value: Any, state: dict[str, Any]) -> bool:
+    """Whether a shuffle of the iterator's dataset is left out of its state: its input has been read to the end, and
+    something between it and a repeat has not asked for more yet.
+    """
+    dataset = getattr(value, "_dataset", None) if STATE_KEY in state else None
+    if dataset is None:
+        return False
+    shuffles = sum("Shuffle" in type(step).__name__ for step in _steps(dataset))
+    repeats = any(_BEGINS_AGAIN.search(type(step).__name__) for step in _steps(dataset))
+    return bool(repeats and state[STATE_KEY].count(_SHUFFLE_KEY) < _KEYS_OF_A_SHUFFLE * shuffles)
 
 
 def why_iterator_inexact(tensorflow: Any, path: str, value: Any) -> list[str]:

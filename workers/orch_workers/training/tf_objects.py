@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import MismatchError
 from .objects import StateHandler
-from .tf_data import iterator_state, put_iterator_state, why_iterator_inexact
+from .tf_data import is_cut_short, iterator_state, put_iterator_state, why_iterator_inexact
 from .tf_graph import VARIABLE, children, is_trackable, misfit, put_state, state_of, walk
 
 LISTED_MAX = 10
@@ -45,7 +45,13 @@ class GraphHandler(StateHandler):
         numbers: dict[int, int] = {}
         for node in walk(self._tf, self.target, self.name):
             numbers[id(node.value)] = len(nodes)
-            keys = _named(node.path, _state(self._tf, node.value), values)
+            state = _state(self._tf, node.value)
+            if self.tell_inexact is not None and is_cut_short(node.value, state):
+                self.tell_inexact(
+                    f"{_joined(self.name, node.path)}: saved between two passes that its dataset makes, it cannot tell "
+                    "how the next ones shuffle: repeat right after shuffle, or give the dataset to run.batches()"
+                )
+            keys = _named(node.path, state, values)
             nodes.append({"path": node.path, "children": node.children, "values": keys})
         if pending is not None and not pending.is_over:
             pending.carry(nodes, values, numbers)
