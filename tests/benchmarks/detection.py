@@ -49,9 +49,12 @@ def measure(repetitions: int, console: Console) -> Report:
 
 
 def _once(server: Server) -> dict[str, float]:
-    nodes = [Node(server), Node(server)]
+    nodes: list[Node] = []
     try:
-        killed, frozen = (node.ready() for node in nodes)
+        for _ in range(2):
+            nodes.append(Node(server))
+            nodes[-1].ready()
+        killed, frozen = nodes
         time.sleep(SETTLES_S)
         raylet = killed.raylet()
         assert raylet is not None

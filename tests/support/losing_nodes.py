@@ -104,7 +104,15 @@ def assert_lost_with_its_node(victim: Victim, lost: dict[str, Any], node: Node) 
     assert "preemptions 1" in told
 
 
-def assert_went_on(victim: Victim, undisturbed: bytes, nodes: list[Node], left: Node) -> dict[str, Any]:
+def assert_went_on(
+    victim: Victim,
+    undisturbed: bytes,
+    nodes: list[Node],
+    left: Node,
+    *,
+    steps: int = STEPS,
+    told_of_all: bool = True,
+) -> dict[str, Any]:
     detail = victim.finish()
     assert_recovered(detail, kills=1)
     assert detail["attempt"] == 2
@@ -112,7 +120,7 @@ def assert_went_on(victim: Victim, undisturbed: bytes, nodes: list[Node], left: 
     assert detail["charges"]["preemptions"] + detail["charges"]["given_back"] >= 1, detail["charges"]
     assert detail["charges"]["failures"] == 0, detail["charges"]
     assert victim.final_bytes() == undisturbed
-    assert_chain_kept(victim)
+    assert_chain_kept(victim, steps, told_of_all=told_of_all)
     elsewhere = [node for node in nodes if node is not left]
     wait_for("nothing of the job is left where it ended", lambda: not _remains(victim, elsewhere), 20.0)
     return detail

@@ -53,8 +53,11 @@ class Node:
         inside: Sequence[str] = (),
         head_port: int | None = None,
     ) -> None:
-        """Begins to start; `ready` waits for it. `inside`: a command that runs another one in a network namespace.
-        `head_port`: it is the head of a cluster, which the server joins later.
+        """Begins to start; `ready` waits for it, and only then another may begin: Ray gives two that start at once the
+        same names for their sockets, and one of them dies.
+
+        `inside`: a command that runs another one in a network namespace. `head_port`: it is the head of a cluster,
+        which the server joins later.
         """
         self.server, self._ip, self._inside, self._head_port = server, ip, inside, head_port
         self._resources = (f"--num-cpus={cpus}", f"--num-gpus={gpus}")
@@ -110,11 +113,8 @@ class Node:
         def there() -> bool:
             assert self._started.poll() is None, (self.folder / "ray-start.log").read_text()[-2000:]
             raylet = self.raylet()
-            if raylet is None:
-                return False
-            self.id = next(
-                word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id=")
-            )
+            words = [] if raylet is None else _words(raylet)
+            self.id = next((w.partition("=")[2] for w in words if w.startswith("--node_id=")), "")
             return self.alive
 
         wait_for("the node is there", there, START_LIMIT_S, poll_s=0.1)
@@ -248,8 +248,10 @@ class Pool:
         for node in [node for node in self._nodes if not node.alive or node.used]:
             self._nodes.remove(node)
             node.remove()
-        self._nodes += [Node(self._server) for _ in range(2 - len(self._nodes))]
-        return [node.ready() for node in self._nodes]
+        while len(self._nodes) < 2:
+            self._nodes.append(Node(self._server, gpus=1))
+            self._nodes[-1].ready()
+        return list(self._nodes)
 
     def close(self) -> None:
         for node in self._nodes:

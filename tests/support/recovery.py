@@ -124,8 +124,10 @@ def assert_recovered(detail: dict[str, Any], kills: int) -> None:
     assert all(recovery["lost_steps"] is not None for recovery in finished), finished
 
 
-def assert_chain_kept(victim: Victim, steps: int = STEPS) -> None:
-    """No checkpoint on the chain was lost: the newest five are there, whole, and the newest is the last step's."""
+def assert_chain_kept(victim: Victim, steps: int = STEPS, *, told_of_all: bool = True) -> None:
+    """No checkpoint on the chain was lost: the newest five are there, whole, and the newest is the last step's.
+    `told_of_all`: no agent was cut off from the controller while it wrote some.
+    """
     from orch_workers.checkpoint import Catalog, open_storage
 
     catalog = Catalog(open_storage(str(victim.server.home / "storage")), victim.id)
@@ -133,7 +135,9 @@ def assert_chain_kept(victim: Victim, steps: int = STEPS) -> None:
     told = [point for point in victim.detail()["checkpoints"] if point["state"] == "committed"]
     assert points, "no checkpoint is left"
     assert points[0].step == steps
-    assert {point.step for point in points} == {point["step"] for point in told}
+    kept = {point.step for point in points}
+    if told_of_all:
+        assert kept == {point["step"] for point in told}, f"kept {sorted(kept)}, told {told}"
     for point in points:
         catalog.manifest(point)
 

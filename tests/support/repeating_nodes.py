@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support import losing_nodes
+from support.cutting_off import cut_off, refusal
+from support.holding_a_gpu import gpu_still_held
 from support.leftovers import assert_nothing_left
 from support.losing_cluster import cluster_frozen
 from support.nodes import Pool
@@ -18,11 +21,18 @@ from support.server import Server
 if TYPE_CHECKING:
     import random
 
+
+def _gpu(server: Server, pool: Pool, rng: random.Random, _undisturbed: bytes) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="orch-gpu-") as folder:
+        return gpu_still_held(server, pool, rng, Path(folder))
+
+
 ROWS: dict[str, Callable[[Server, Pool, random.Random, bytes], dict[str, Any]]] = {
     "killed": losing_nodes.killed,
     "drained": losing_nodes.drained,
     "terminated": losing_nodes.terminated,
     "frozen": losing_nodes.frozen,
+    "gpu held": _gpu,
 }
 
 
@@ -45,6 +55,11 @@ def nodes(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
         pool.close()
     for _ in range(count):
         found["cluster silent"].append(_lease(rng))
+    reason = refusal()
+    if reason:
+        print(f"no node is cut off: {reason}; the frozen ones stand for it", file=sys.stderr)
+    else:
+        found["cut off"] = [cut_off(rng) for _ in range(count)]
     return {"rows": {name: _ranges(rounds) for name, rounds in found.items()}, "equal_bytes": True}
 
 

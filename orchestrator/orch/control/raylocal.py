@@ -192,12 +192,14 @@ def stop_ray(home: Path) -> int:
 
 
 def ray_processes(home: Path) -> list[psutil.Process]:
-    """Known by the path of this home's token, which orch gives to every process of its Ray and to nothing else."""
+    """Known by the path of this home's token, which orch gives to every process of its Ray and to nothing else.
+
+    A person may have it in a shell, to use Ray's own commands: neither we nor who started us belong to it.
+    """
+    ours = {os.getpid(), *(above.pid for above in psutil.Process().parents())}
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
-        if process.pid != os.getpid() and _environment(process).get(TOKEN_VARIABLE) == str(
-            home / "ray-token"
-        ):
+        if process.pid not in ours and _environment(process).get(TOKEN_VARIABLE) == str(home / "ray-token"):
             found[process.pid] = process
     return list(found.values())
 
