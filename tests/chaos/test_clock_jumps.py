@@ -38,7 +38,7 @@ def test_a_backoff_is_as_long_as_it_was(one: Two, tmp_path: Path, jump_s: int) -
     (one.cluster / DIE).touch()  # the first one is replaced at once
     wait_for("the next one trains", lambda: one.store.lifecycle(JOB).attempt == 2 and _runs(one))
     (one.cluster / DIE).touch()
-    one.until(State.QUEUED)
+    one.until(State.RECOVERING)
     clock.jump(jump_s)
     one.until(State.RUNNING)  # within the limit of a wait, which is no hour
     times = [row.t_us for row in one.store.events(JOB) if row.type in {"AgentLost", "AgentUp"}]

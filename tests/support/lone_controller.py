@@ -19,7 +19,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError
 
-from orch.control.cluster import Cluster
+from orch.control.cluster import Cluster, Fate
 from orch.control.controller import Controller
 from orch.control.home import Home
 from orch.control.rows import NewJob
@@ -60,6 +60,9 @@ class Folder(Cluster):
 
     def nodes(self) -> list[Any]:
         return []
+
+    def fate(self, node_id: str) -> Fate:
+        return Fate()
 
     def request_gang(
         self, job_id: str, attempt: int, bundle: object, workers: int, avoid: object = ()
