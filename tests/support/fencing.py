@@ -41,6 +41,7 @@ def run_round(agents: Agents, place: Place, job: str, rng: random.Random, folder
             newer.wait_told("ended")
         older.wake()
         newer.wait_ended()
+        assert not newer.told("fault"), newer.told("fault")
         older.wait_ended()
     finally:
         older.kill()

@@ -24,9 +24,9 @@ IN_MEMORY_OR_STORAGE = {"memory", "storage"}
 class Victim:
     """One run of the job, and the hands that kill parts of it."""
 
-    def __init__(self, server: Server, *options: str) -> None:
+    def __init__(self, server: Server, *options: str, folder: Path = JOB_FOLDER) -> None:
         self.server = server
-        self.id = server.submit(JOB_FOLDER, *options)
+        self.id = server.submit(folder, *options)
 
     # looking
 

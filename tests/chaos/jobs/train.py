@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import orch
 
 STEPS, BATCH = int(os.environ.get("STEPS", "600")), 4
+HOLD = Path(os.environ.get("HOLD", "no such file"))
+"""No step is done as long as this file is there."""
 PACE_S = float(os.environ.get("PACE_S", "0.004"))
 
 torch.manual_seed(7)
@@ -31,6 +34,8 @@ for _ in run.epochs(STEPS * BATCH // len(x)):
         loss.backward()
         optimizer.step()
         time.sleep(PACE_S)  # long enough to be killed in the middle of it
+        while HOLD.exists():
+            time.sleep(PACE_S)
         run.step(loss=loss)
         now_s = time.monotonic()
         gap_max_s = max(gap_max_s, now_s - before_s) if before_s is not None else 0.0

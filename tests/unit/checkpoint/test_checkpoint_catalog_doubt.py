@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
 from orch_workers.checkpoint import (
     Catalog,
     Damaged,
+    NotFound,
+    NothingRestorable,
+    RestorePoint,
     StorageUnavailable,
     Superseded,
     WrittenByNewer,
@@ -95,6 +99,56 @@ def test_wrong_answers_are_no_damage(catalog, save, tmp_path, part, wrong):
     found = find_and_restore(catalog, 0, tmp_path / "restored")
     assert (found.point.step, found.rejected) == (5, ())
     assert catalog.quarantined() == {}
+
+
+def saving_on(catalog, save, part, *, until):
+    """Somebody saves the next step, and removes the one before, whenever a `part` of that is read; up to a step."""
+    one_at_a_time = threading.Lock()  # shards are read by several threads
+
+    def answer(path, data):
+        with one_at_a_time:
+            newest = catalog.committed()[0]
+            if f"/{part}/" not in path or f"/{newest.step:012d}" not in path or newest.step > until:
+                return data
+            save(G1, newest.step + 1)
+            catalog.remove(newest)
+            raise NotFound(path)
+
+    return answer
+
+
+@pytest.mark.parametrize("part", ["manifests", "ranks", "shards"])
+@pytest.mark.parametrize("times_removed", [1, 3])
+def test_what_is_removed_while_it_is_read_is_no_damage(catalog, save, tmp_path, part, times_removed):
+    """By an agent of the generation before, which goes on saving and keeps only the last (seen in round 888 of 1,000:
+    the job had no state any more, although it lost none).
+    """
+    save(G1, 1)
+    catalog.storage.answer = saving_on(catalog, save, part, until=times_removed)
+    found = find_and_restore(catalog, 0, tmp_path / "restored")
+    assert (found.point.step, found.rejected) == (times_removed + 1, ())
+    assert catalog.quarantined() == {}
+
+
+def test_with_everything_removed_while_it_is_read_nothing_is_started_over(catalog, save, tmp_path):
+    save(G1, 1)
+
+    def removing(path, data):
+        if "/shards/" in path:
+            catalog.remove(RestorePoint(G1, 1))
+            raise NotFound(path)
+        return data
+
+    catalog.storage.answer = removing
+    with pytest.raises(NothingRestorable, match="was removed while it was read"):
+        find_and_restore(catalog, 0, tmp_path / "restored")
+
+
+def test_storage_is_asked_again_later_where_everything_goes_while_it_is_read(catalog, save, tmp_path):
+    save(G1, 1)
+    catalog.storage.answer = saving_on(catalog, save, "shards", until=1000)
+    with pytest.raises(StorageUnavailable, match="were removed, each while it was read"):
+        find_and_restore(catalog, 0, tmp_path / "restored")
 
 
 @pytest.mark.parametrize("part", PARTS)

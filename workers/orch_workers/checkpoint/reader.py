@@ -20,6 +20,7 @@ from orch_workers.checkpoint.errors import (
     NothingRestorable,
     Rejected,
     StorageError,
+    StorageUnavailable,
 )
 from orch_workers.checkpoint.filling import fill
 from orch_workers.checkpoint.format import RankManifest, ShardRecord
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 
 
+REMOVED_MAX = 20
+"""So many restore points may go while they are read, before storage is asked again later."""
 Target = Path | str | Callable[[int], Path | str]
 """Where the slot file goes: a path, or what makes one of at least so many bytes (data and description)."""
 
@@ -65,19 +68,28 @@ def find_and_restore(
     Raises NothingRestorable when checkpoints exist and none can be restored, a StorageError when storage
     cannot be reached (nothing is concluded from that), OSError when there is no room for the slot.
     """
-    try:
-        points = catalog.restore_points()
-    except Damaged as error:
-        found = [Rejected(*point[:2], "not known to lie on the chain") for point in catalog.committed()]
-        raise NothingRestorable(f"the chain of {catalog.job_id} does not read: {error}", found) from error
     rejected: list[Rejected] = []
-    for point in points:
+    removed: list[Rejected] = []
+    points = _points(catalog)
+    while points:
+        point = points.pop(0)
         if point.step <= newer_than:
             return None
         began = time.monotonic()
         try:
             header, path = restore(catalog, point, rank, target, world_size=world_size)
         except Damaged as error:
+            if not catalog.storage.exists(catalog.manifest_path(*point[:2])):
+                # An agent of the generation before, which does not know yet that it is superseded, has removed it by
+                # the rules of `keep`, and so has committed a newer one.
+                removed.append(Rejected(point.generation, point.step, "was removed while it was read"))
+                if len(removed) >= REMOVED_MAX:
+                    raise StorageUnavailable(
+                        f"{catalog.job_id}: {REMOVED_MAX} checkpoints were removed, each while it was read"
+                    ) from error
+                known = {one[:2] for one in rejected + removed}
+                points = [one for one in _points(catalog) if one[:2] not in known]
+                continue
             rejected.append(Rejected(point.generation, point.step, str(error)))
             with contextlib.suppress(StorageError):  # the mark is for people; restoring goes on without it
                 catalog.quarantine(point, str(error), needs_version=error.needs_version)
@@ -86,8 +98,16 @@ def find_and_restore(
         return Restored(point, header, path, header.data_bytes, seconds_s, tuple(rejected))
     if newer_than >= 0:
         return None
-    _assert_nothing_was_there(catalog, rejected, committed_before)
+    _assert_nothing_was_there(catalog, rejected + removed, committed_before)
     return None
+
+
+def _points(catalog: Catalog) -> list[RestorePoint]:
+    try:
+        return catalog.restore_points()
+    except Damaged as error:
+        found = [Rejected(*point[:2], "not known to lie on the chain") for point in catalog.committed()]
+        raise NothingRestorable(f"the chain of {catalog.job_id} does not read: {error}", found) from error
 
 
 def _assert_nothing_was_there(catalog: Catalog, rejected: list[Rejected], committed_before: bool) -> None:
