@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import zlib
 from typing import Any, Iterator
 
 from .errors import UnsupportedStateError
@@ -20,6 +21,7 @@ from .errors import UnsupportedStateError
 STATE_BYTES_MAX = 256 << 20
 """An iterator whose state is larger (a shuffle buffer of images) is replayed instead."""
 STATE_KEY = "_STATE"
+_COMPRESSION = 1
 _POLICY_IGNORE, _POLICY_FAIL = 1, 2
 """tf.data.experimental.ExternalStatePolicy: what to do about state that is not the iterator's own."""
 
@@ -217,7 +219,7 @@ class DatasetLoader:
     what a checkpoint between two passes keeps. No `__dict__`: a search for random generators in a loader ends here.
     """
 
-    __slots__ = ("_current", "_next", "_reads_own_state", "_start", "_tf", "dataset", "pipeline")
+    __slots__ = ("_current", "_next", "_reads_own_state", "_shuffles", "_start", "_tf", "dataset", "pipeline")
 
     def __init__(self, tensorflow: Any, dataset: Any) -> None:
         self._tf = tensorflow
@@ -226,6 +228,7 @@ class DatasetLoader:
         self._next: Any = None
         self._current: Any = None
         self._start: dict[str, Any] | None = None
+        self._shuffles = 0
         self._reads_own_state: bool | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -251,16 +254,20 @@ class DatasetLoader:
     def start_state(self) -> dict[str, Any]:
         """From where the pass starts that is under way, else the next."""
         if self._start is None:
-            iterator = self._upcoming()
+            state = _read(self._tf, self._upcoming(), _POLICY_IGNORE)
+            self._shuffles = state.count(_SHUFFLE_KEY)
             self._start = {
-                "iterator": _read(self._tf, iterator, _POLICY_IGNORE),
+                # A hundred and fifty bytes, much alike, for each place in a shuffle's buffer, which is empty.
+                "iterator": zlib.compress(state, _COMPRESSION),
                 "variables": [variable.numpy() for variable in self.pipeline.variables],
             }
         return self._start
 
     def set_start(self, stored: dict[str, Any]) -> None:
         """The next pass starts from there."""
-        _write(self._tf, self._upcoming(), stored["iterator"])
+        state = zlib.decompress(stored["iterator"])
+        self._shuffles = state.count(_SHUFFLE_KEY)
+        _write(self._tf, self._upcoming(), state)
         for variable, value in zip(self.pipeline.variables, stored["variables"]):
             variable.assign(value)
         self._start = stored
@@ -270,7 +277,7 @@ class DatasetLoader:
         if self._current is None or self._start is None or not self._is_whole(self._current):
             return {"now": None}
         now = _read(self._tf, self._current, _POLICY_IGNORE)
-        spent = now.count(_SHUFFLE_KEY) < self._start["iterator"].count(_SHUFFLE_KEY)
+        spent = now.count(_SHUFFLE_KEY) < self._shuffles
         if len(now) > STATE_BYTES_MAX or (spent and self.pipeline.begins_again):
             return {"now": None}
         return {"now": now, "spent": spent}
@@ -284,7 +291,7 @@ class DatasetLoader:
         _write(self._tf, self._upcoming(), stored["now"])
         if stored["spent"]:
             # Read to its end, the pass no longer says how often its shuffles had drawn a seed. Its start does.
-            _write(self._tf, iter(self.dataset), self.start_state()["iterator"])
+            _write(self._tf, iter(self.dataset), zlib.decompress(self.start_state()["iterator"]))
         return 0
 
     def _upcoming(self) -> Any:
