@@ -35,7 +35,7 @@ def killed(server: Server, pool: Pool, rng: random.Random, undisturbed: bytes) -
     lost = victim.wait_event("AgentLost")
     seen_s = time.monotonic() - killed_s
     assert_lost_with_its_node(victim, lost, node)
-    detail = assert_went_on(victim, undisturbed, nodes, node)
+    detail = assert_went_on(victim, undisturbed, nodes, node, told_of_all=False)
     assert starts(detail)[-1]["restored_from"] == "storage"
     return measured(detail, seen_s=round(seen_s, 2))
 
@@ -79,7 +79,7 @@ def frozen(server: Server, pool: Pool, rng: random.Random, undisturbed: bytes) -
     wait_for("the zombie ends, with everything on its node", node.ended, GONE_LIMIT_S)
     gone_s = time.monotonic() - woken_s
     assert not victim.over, "it ended only because its job was over"
-    detail = assert_went_on(victim, undisturbed, nodes, node)
+    detail = assert_went_on(victim, undisturbed, nodes, node, told_of_all=False)
     return measured(detail, seen_s=round(seen_s, 2), zombie_gone_s=round(gone_s, 2))
 
 

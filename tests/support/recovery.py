@@ -126,7 +126,7 @@ def assert_recovered(detail: dict[str, Any], kills: int) -> None:
 
 def assert_chain_kept(victim: Victim, steps: int = STEPS, *, told_of_all: bool = True) -> None:
     """No checkpoint on the chain was lost: the newest five are there, whole, and the newest is the last step's.
-    `told_of_all`: no agent was cut off from the controller while it wrote some.
+    `told_of_all`: no agent was lost or cut off between its writing or deleting one and its telling so.
     """
     from orch_workers.checkpoint import Catalog, open_storage
 
