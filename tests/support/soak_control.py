@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,7 +38,9 @@ def transitions(server: Server, rng: random.Random, count: int) -> dict[str, Any
             while left:
                 places = sorted(left[: life.at_once], key=order.__getitem__)
                 left = left[life.at_once :]
-                adopted += live(server, name, places, undisturbed)["adopted_s"]
+                took = live(server, name, places, undisturbed)["adopted_s"]
+                print(f"{name}: killed at {places}, adopted after {took} s", file=sys.stderr, flush=True)
+                adopted += took
                 kills[name] = kills.get(name, 0) + len(places)
     return {
         "kills": kills,

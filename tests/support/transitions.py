@@ -151,7 +151,9 @@ def live(server: Server, name: str, places: Sequence[str], undisturbed: bytes) -
         assert found["state"] == life.ends, found["reason"]
         events = server.client().events(victim.id).events
         assert_nothing_twice(events)
-        assert len(starts(found)) == 1 + life.restarts, starts(found)
+        # An attempt whose agent nobody saw is made anew by the next controller: its row has no start.
+        began = [start for start in starts(found) if start["started"]]
+        assert len(began) == 1 + life.restarts, starts(found)
         if life.ends == "SUCCEEDED":
             assert victim.final_bytes() == undisturbed, f"{name}, {places}: the final bytes differ"
         victim.assert_nothing_left()
