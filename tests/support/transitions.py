@@ -41,9 +41,13 @@ class Life:
         restarts: int = 0,
         ends: str = "SUCCEEDED",
         at_once: int = 4,
+        slow: bool = False,
     ) -> None:
-        """`at_once`: kills in one such life; 1 where a kill at one place may leave the others out."""
+        """`at_once`: kills in one such life; 1 where a kill at one place may leave the others out. `slow`: it must
+        not be over by itself while nobody takes the request that the life makes.
+        """
         self.act, self.restarts, self.ends, self.at_once = act, restarts, ends, at_once
+        self.options = ("--set=env.PACE_S=0.03",) if slow else ()
         self.places = [
             f"{name}:{moment}"
             for name in names
@@ -98,10 +102,10 @@ LIVES = {
     "over": Life(["CloseJob", "Closed", "RecordEnd"], at_once=1),
     "crash": Life(["ProcessExited", "RestartDecided", "Restored", "Recovered"], _crash, restarts=1),
     "agent lost": Life(["AgentLost"], _lose_agent, restarts=1, at_once=1),
-    "preempted": Life(["PreemptRequested", "StopAgents"], _preempt, restarts=1),
-    "placed again": Life(["RemoveGang", "GangRemoved"], _preempt, restarts=1, at_once=1),
-    "cancelled": Life(["CancelRequested"], _cancel, ends="CANCELLED"),
-    "controller killed": Life(["Adopted"], _kill_controller),
+    "preempted": Life(["PreemptRequested", "StopAgents"], _preempt, restarts=1, slow=True),
+    "placed again": Life(["RemoveGang", "GangRemoved"], _preempt, restarts=1, at_once=1, slow=True),
+    "cancelled": Life(["CancelRequested"], _cancel, ends="CANCELLED", slow=True),
+    "controller killed": Life(["Adopted"], _kill_controller, slow=True),
 }
 
 
@@ -141,7 +145,7 @@ def live(server: Server, name: str, places: Sequence[str], undisturbed: bytes) -
     # A place that a request passes is passed by the request that the life makes; all others come by themselves.
     struck.arm(places)
     try:
-        victim = Victim(server)
+        victim = Victim(server, *life.options)
         life.act(victim)
         wait_for(
             f"{name}: the controller has died at {places}",
