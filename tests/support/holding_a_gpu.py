@@ -70,6 +70,8 @@ def gpu_still_held(server: Server, pool: Pool, rng: random.Random, folder: Path)
         os.kill(pid, signal.SIGSTOP)
     kill(server.pid(job, "AgentUp"))
     wait_for("the next agent has answered", lambda: _attempts(server, job) == [1, 2])
+    # In the time of a whole other job it would have started its process, if it did not wait.
+    server.wait(server.submit(write_job(folder / "other", "true", name="other")))
     assert all(alive(pid) for pid in tree), "or there is nothing to wait for"
     assert len([event for event in server.events(job) if event["type"] == "ProcessStarted"]) == 1
     os.kill(guard, signal.SIGCONT)
