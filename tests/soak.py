@@ -1,6 +1,7 @@
 """`python -m tests.soak`: the repetitions behind docs/evidence.md. Prints JSON; exits 1 when anything did not hold.
 
-Every part runs on a server of its own, or on the checkpoint engine alone, and says its seed; `--seed` repeats one.
+Every part runs on a server of its own, or on the checkpoint engine alone, and says its seed; `--seed` repeats one. A
+length of time (`30m`) instead of a part: jobs come and go for so long, and something is killed every few seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
-from support import killed_tensorflow, repeating, repeating_nodes, soak_control
+from orch.model.units import parse_duration_s
+from support import killed_tensorflow, repeating, repeating_nodes, soak_control, soak_mixed
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
@@ -127,7 +129,10 @@ def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
         began = time.monotonic()
         found = alone(random.Random(seed), count or usual)
         return {"part": part, "seed": seed, "took_s": round(time.monotonic() - began, 1), **found}
-    act, usual = PARTS[part]
+    if part in PARTS:
+        act, usual = PARTS[part]
+    else:
+        act, count, usual = soak_mixed.mixed, _seconds(part), 0
     home = Path(tempfile.mkdtemp(prefix="orch-"))
     server = Server(home)
     began = time.monotonic()
@@ -143,9 +148,27 @@ def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
     return {"part": part, "seed": seed, "took_s": round(time.monotonic() - began, 1), **found}
 
 
+def _seconds(part: str) -> int:
+    return round(parse_duration_s(part))
+
+
+def _part(text: str) -> str:
+    if text not in PARTS and text not in WITHOUT_SERVER:
+        try:
+            _seconds(text)
+        except ValueError:
+            known = ", ".join([*PARTS, *WITHOUT_SERVER])
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither a part ({known}) nor a length of time"
+            ) from None
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS, *WITHOUT_SERVER], default=[])
+    parser.add_argument(
+        "parts", nargs="*", type=_part, metavar="PART|TIME", help=", ".join([*PARTS, *WITHOUT_SERVER])
+    )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--count", type=int, help="instead of each part's own number of repetitions")
     given = parser.parse_args()
