@@ -83,12 +83,11 @@ def _is_unseeded(node: Any) -> bool:
 def _is_parallel(step: Any) -> bool:
     calls = getattr(step, "_num_parallel_calls", None)
     config = importlib.import_module("tensorflow.python.framework.config")
-    if (
-        calls is None or config.is_op_determinism_enabled()
-    ):  # with which TensorFlow calls such functions in order
+    # With deterministic operations TensorFlow calls such functions in order.
+    if calls is None or config.is_op_determinism_enabled():
         return False
-    number = getattr(calls, "numpy", None)
-    return not (callable(number) and int(number()) == 1)
+    number: Any = getattr(calls, "numpy", None)
+    return not (callable(number) and number() == 1)
 
 
 class Pipeline:
@@ -325,8 +324,11 @@ class Datasets:
         self._mark: int | None = None
 
     def epoch_begins(self, tensorflow: Any) -> None:
-        eager = tensorflow is not None and tensorflow.executing_eagerly()
-        self._mark = _uid(tensorflow.constant(0)) if eager else None
+        # Asked for a number, TensorFlow does not start; asked for a tensor it would, and take a GPU's memory.
+        ops: Any = (
+            importlib.import_module("tensorflow.python.framework.ops") if tensorflow is not None else None
+        )
+        self._mark = None if ops is None else int(ops.uid())
         self._loaders = {id(loader.dataset): loader for loader in self._kept}
 
     def loader(self, tensorflow: Any, dataset: Any) -> DatasetLoader:
