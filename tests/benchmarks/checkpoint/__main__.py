@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.checkpoint [blocked|step|durable|restore …] [-n N] [--small] [--json FILE]`.
+"""`python -m tests.benchmarks.checkpoint [blocked|step|durable|restore|memory …] [-n N] [--small] [--json FILE]`.
 
 Alone on the machine, please. All sides of a benchmark take turns in one run; medians, spread and ratios are printed
 as tables, then everything as JSON. `--small`: a hundredth of the state, to see that it runs.
@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.benchmarks import report
 
 REPETITIONS = 7
-NAMES = ("blocked", "step", "durable", "restore")
+NAMES = ("blocked", "step", "durable", "restore", "memory")
 """Each is a module beside this one with `measure(count, small, progress)`, a list of reports."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .agent_sink import AgentSink
 from .batches import MODES
+from .collection import no_collection
 from .errors import MismatchError, TrainingError, UnsupportedStateError
 from .loader import is_torch_loader
 from .objects import StateHandler, make_handler
@@ -146,7 +147,8 @@ def _restore(run: Run, sink: Sink, adapters: Adapters) -> None:
     started = time.monotonic()
     stored = Stored(point.path, adapters.codecs())
     try:
-        run.load(stored, f"of step {stored.step} (generation {point.generation})")
+        with no_collection():
+            run.load(stored, f"of step {stored.step} (generation {point.generation})")
         run.leave_out(point.skip)
     except MismatchError as error:
         sink.mismatch(str(error))
