@@ -23,15 +23,20 @@ HOUR_S = 3600
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Iterator[Two]:
+def clock(tmp_path: Path) -> Iterator[FakeTime]:
+    with FakeTime(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def one(tmp_path: Path, clock: FakeTime) -> Iterator[Two]:
     with Two(tmp_path) as found:
         (found.cluster / "endless").touch()
         yield found
 
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
-def test_a_backoff_is_as_long_as_it_was(one: Two, tmp_path: Path, jump_s: int) -> None:
-    clock = FakeTime(tmp_path)
+def test_a_backoff_is_as_long_as_it_was(one: Two, clock: FakeTime, jump_s: int) -> None:
     controller = one.controller(**clock.env)
     say(controller, "submit")
     one.until(State.RUNNING)
@@ -48,9 +53,8 @@ def test_a_backoff_is_as_long_as_it_was(one: Two, tmp_path: Path, jump_s: int) -
     assert one.store.lifecycle(JOB).attempt == 3
 
 
-def test_jumps_while_nothing_happens(one: Two, tmp_path: Path) -> None:
+def test_jumps_while_nothing_happens(one: Two, clock: FakeTime) -> None:
     """Nothing is restarted; a controller that comes after a jump back begins behind what is written down."""
-    clock = FakeTime(tmp_path)
     clock.jump(HOUR_S)
     controller = one.controller(**clock.env)
     say(controller, "submit")

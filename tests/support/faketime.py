@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
+
+import psutil
 
 
 class FakeTime:
-    """`env` for the processes; `jump` sets their clock, at once, relative to the true one."""
+    """`env` for the processes; `jump` sets their clock, at once, relative to the true one. A context."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "faketime"
         self.jump(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The library leaves its shared memory behind in a process that is killed."""
+        for path in Path("/dev/shm").glob("*faketime_*"):
+            _, _, pid = path.name.rpartition("_")
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                path.unlink(missing_ok=True)
 
     @property
     def env(self) -> dict[str, str]:

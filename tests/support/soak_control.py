@@ -80,25 +80,27 @@ def head(rng: random.Random, count: int) -> dict[str, Any]:
 
 def clock(rng: random.Random, count: int) -> dict[str, Any]:
     """The clock of all of Ray set by an hour, to and fro, under one job; its training process killed once."""
-    with tempfile.TemporaryDirectory() as folder:
-        fake = FakeTime(Path(folder))
-        with _own_server(env=fake.env) as (server, _):
-            calm = Victim(server)
-            calm.finish()
-            victim = Victim(server, "--set=env.STEPS=600", "--set=env.PACE_S=0.02")
-            victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 1)
-            for number in range(count):
-                fake.jump(rng.choice([HOUR_S, -HOUR_S, 0]))
-                if number == count // 2:
-                    assert victim.kill_training()
-                    victim.wait_training()
-                moment_s = time.monotonic() + rng.random() * 8 / count
-                wait_for("the random moment", lambda at=moment_s: time.monotonic() >= at)
-            detail = victim.finish()
-            assert_recovered(detail, kills=1)
-            assert len(starts(detail)) == 2, "a jump was taken for a failure"
-            assert_nothing_twice(server.client().events(victim.id).events)
-            assert victim.final_bytes() == calm.final_bytes(), "the final bytes differ"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FakeTime(Path(folder)) as fake,
+        _own_server(env=fake.env) as (server, _),
+    ):
+        calm = Victim(server)
+        calm.finish()
+        victim = Victim(server, "--set=env.STEPS=600", "--set=env.PACE_S=0.02")
+        victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 1)
+        for number in range(count):
+            fake.jump(rng.choice([HOUR_S, -HOUR_S, 0]))
+            if number == count // 2:
+                assert victim.kill_training()
+                victim.wait_training()
+            moment_s = time.monotonic() + rng.random() * 8 / count
+            wait_for("the random moment", lambda at=moment_s: time.monotonic() >= at)
+        detail = victim.finish()
+        assert_recovered(detail, kills=1)
+        assert len(starts(detail)) == 2, "a jump was taken for a failure"
+        assert_nothing_twice(server.client().events(victim.id).events)
+        assert victim.final_bytes() == calm.final_bytes(), "the final bytes differ"
     return {"jumps": count, "equal_bytes": True}
 
 
