@@ -114,12 +114,13 @@ class Agent:
 
     def _sweep_remains(self) -> None:
         import ray
+        from ray import exceptions
 
         def over(jobs: list[str]) -> list[str]:
             try:
                 controller = ray.get_actor(*CONTROLLER)
                 found: list[str] = ray.get(controller.over.remote(jobs), timeout=OVER_CALL_LIMIT_S)
-            except (ValueError, ray.exceptions.RayError):
+            except (ValueError, exceptions.RayError):
                 return []  # the controller is away: the next agent asks again
             return found
 
@@ -167,10 +168,11 @@ def _asking(node_id: str) -> Callable[[float], Answer]:
     from ray.exceptions import RpcError
 
     node = NodeID.from_hex(node_id)
+    connected: Any = ray_worker.global_worker
 
     def ask(limit_s: float) -> Answer:
         try:
-            alive = ray_worker.global_worker.gcs_client.check_alive([node], timeout=limit_s)[0]
+            alive = connected.gcs_client.check_alive([node], timeout=limit_s)[0]
         except (RpcError, TimeoutError):
             return "silent"
         return "alive" if alive else "dead"

@@ -318,9 +318,10 @@ def _draining() -> dict[str, int]:
 
 
 def _drained() -> int:
-    from ray.core.generated.common_pb2 import NodeDeathInfo
+    from ray.core.generated import common_pb2
 
-    number: int = NodeDeathInfo.Reason.Value("AUTOSCALER_DRAIN_PREEMPTED")
+    generated: Any = common_pb2  # without types
+    number: int = generated.NodeDeathInfo.Reason.Value("AUTOSCALER_DRAIN_PREEMPTED")
     return number
 
 
