@@ -97,6 +97,30 @@ TRAINEE = textwrap.dedent(
 )
 
 
+LISTENS = """
+    job = Trainee()
+    job.steps(3)
+    wait("up")
+    while not job.page.read_word().stop:
+        pass
+    job.steps(1)
+    job.save("stop")
+    sys.exit(75)
+"""
+"""Leaves at the next step when it is told to."""
+DEAF = """
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    job = Trainee()
+    job.steps(2)
+    job.save()
+    wait("up")
+    while True:
+        signal.pause()
+"""
+"""Never leaves."""
+
+
 class MoodyStorage(LocalStorage):
     """A local storage; `mood(what, path)` is asked before every call and may raise or block."""
 

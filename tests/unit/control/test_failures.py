@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from orch.control import failures
 from orch.control.configs import agent_config
 from orch.control.failures import observed
-from orch.control.home import Home
 from orch.control.rows import NewJob, ProgressRow
 from orch.control.store import Store
 from orch.model.commands import StartAgents
@@ -22,13 +20,6 @@ from orch_workers.pacing import Pacing
 
 SECOND = 1_000_000
 STORAGE = {"storage": {"url": "/s"}}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(Home(tmp_path / "home").ensure(), {})
-    yield store
-    store.close()
 
 
 def add(store: Store, job: str, *, state: State = State.SUCCEEDED, at_s: int = 0, **more: Any) -> None:

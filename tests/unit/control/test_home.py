@@ -9,11 +9,6 @@ from orch.control.home import Home, ServerRecord, ensure_private_file, read_priv
 from orch.model.errors import NoServer, WrongUse
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home").ensure()
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 

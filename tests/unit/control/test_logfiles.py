@@ -1,5 +1,4 @@
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,11 +9,6 @@ from orch.control.logfiles import _tail_offset, read_logs
 from orch.control.service import LogChunk, LogQuery
 from orch.model.errors import WrongUse
 from orch_workers.redaction import Redactor
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home").ensure()
 
 
 def write(home: Home, data: bytes, *, attempt: int = 1, rank: int = 0) -> None:

@@ -1,16 +1,10 @@
 import stat
-from pathlib import Path
 
 import pytest
 
 from orch.control.home import Home
 from orch.control.secrets import SecretBox, SecretsLostError
 from orch.model.errors import Blocked
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home").ensure()
 
 
 def test_round_trip_and_nothing_readable_in_between(home: Home) -> None:

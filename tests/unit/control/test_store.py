@@ -2,8 +2,6 @@ import math
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
@@ -16,18 +14,6 @@ from orch.control.rows import CheckpointRow, NewJob, ProgressRow
 from orch.control.store import Store, StoreTakenError
 from orch.model.errors import NoServer, NoSuchJob, WrongUse
 from orch.model.states import JobState, State
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home").ensure()
-
-
-@pytest.fixture
-def store(home: Home) -> Iterator[Store]:
-    store = Store.open(home, {})
-    yield store
-    store.close()
 
 
 def add(

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from orch.control.cluster import death_evidence
-from orch.control.home import Home
 from orch.control.lifecycle import advance, begin
 from orch.control.rows import NewJob
 from orch.control.store import Store
@@ -16,13 +10,6 @@ from orch.control.tables import tabulate
 from orch.model import events as ev
 
 S = 1_000_000
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(Home(tmp_path / "home").ensure(), {})
-    yield store
-    store.close()
 
 
 def live(store: Store, *events: ev.Event) -> None:

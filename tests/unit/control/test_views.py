@@ -1,14 +1,11 @@
 import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch.control.home import Home
 from orch.control.rows import NewJob, ProgressRow
 from orch.control.store import Store
 from orch.control.views import format_time, job_detail, job_events, job_list, json_safe, parse_time_us
@@ -18,13 +15,6 @@ from orch_policies.goodput import BUCKETS, Books
 
 SECOND = 1_000_000
 T0 = 1_700_000_000 * SECOND
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(Home(tmp_path / "home").ensure(), {})
-    yield store
-    store.close()
 
 
 def save(store: Store, job: str = "a-1", **values: Any) -> None:

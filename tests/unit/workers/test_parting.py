@@ -8,29 +8,9 @@ from orch_policies.lease import Contact
 from orch_workers import ending
 from orch_workers.contact import ContactWatch
 from orch_workers.parting import forget_memory, part
-from support.workers import LIMIT_S, Failing
+from support.workers import DEAF, LIMIT_S, LISTENS, Failing
 
 G1 = "000001.000001"
-LISTENS = """
-    job = Trainee()
-    job.steps(3)
-    wait("up")
-    while not job.page.read_word().stop:
-        pass
-    job.steps(1)
-    job.save("stop")
-    sys.exit(75)
-"""
-DEAF = """
-    import signal
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    job = Trainee()
-    job.steps(2)
-    job.save()
-    wait("up")
-    while True:
-        signal.pause()
-"""
 
 
 def test_when_the_lease_is_over_it_saves_at_its_next_step_and_nothing_stays_in_memory(machine):

@@ -8,32 +8,12 @@ from orch_policies.restart import Budgets
 from orch_workers import ending
 from orch_workers.preemption import Leaving, Moment, Notice, deadline_in
 from support.server import wait_for
-from support.workers import LIMIT_S, Failing, Stuck
+from support.workers import DEAF, LIMIT_S, LISTENS, Failing, Stuck
 
 G1, G2 = "000001.000001", "000001.000002"
 AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
 PLENTY_S = 600.0
 """More than any test may take: who leaves in time did not leave because the time was over."""
-LISTENS = """
-    job = Trainee()
-    job.steps(3)
-    wait("up")
-    while not job.page.read_word().stop:
-        pass
-    job.steps(1)
-    job.save("stop")
-    sys.exit(75)
-"""
-DEAF = """
-    import signal
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    job = Trainee()
-    job.steps(2)
-    job.save()
-    wait("up")
-    while True:
-        signal.pause()
-"""
 
 
 class Noticed:
