@@ -35,6 +35,8 @@ SPAWN_MS = (50, 400)
 HANG_LIMIT_MS = 1500
 AWAY_RETRY_MS = 300
 UPLOAD_MS = (20, 900)
+LANDS_LATE_MS = 4000
+"""An upload whose agent died may land this much later: beyond the fork of the generation that has followed."""
 
 
 @dataclass
@@ -169,7 +171,7 @@ class Agent:
         self.restart = generation.restart
         point, source = self.world.restore(self.job, [agent.node for agent in gang])
         storage = self.world.storages[self.job]
-        if point is None and storage.manifests:
+        if point is None and any(storage.takes(*saved) for saved in storage.manifests):
             self.end("blocked", "nothing of what was saved can be restored")
             return
         step = 0 if point is None else point[1]
@@ -237,16 +239,20 @@ class Agent:
         for agent in self.world.present(self.job):
             agent.node.memory[self.job, agent.rank] = (generation, step)
 
+        storage = self.world.storages[self.job]
+
         def uploaded() -> None:
-            if self.world.storages[self.job].away and self.alive:
+            if storage.away and self.alive:
                 self.world.after(AWAY_RETRY_MS, uploaded)
                 return
-            lands = self.alive or self.world.chance(0.5)
-            if lands and self.job not in self.world.swept:
-                self.world.storages[self.job].commit(generation, step)
-                if self.alive:
-                    self.tell(CheckpointCommitted(generation=generation, step=step))
-                    self._refund(step)
+            if self.alive:
+                storage.commit(generation, step)
+                self.tell(CheckpointCommitted(generation=generation, step=step))
+                self._refund(step)
+            elif self.world.chance(0.5):  # sent before it died; the storage takes its time with it
+                self.world.after(
+                    self.world.between(0, LANDS_LATE_MS), lambda: storage.commit(generation, step)
+                )
 
         self.world.after(self.world.between(*UPLOAD_MS), uploaded)
 

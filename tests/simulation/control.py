@@ -221,6 +221,8 @@ class Controller:
 
 def _payer(event: Event, before: JobState) -> str:
     """Who is to pay for a placing, by the table of DESIGN section 7."""
+    if isinstance(event, AgentLost) and any(a.outcome in {"left", "stopped"} for a in before.agents.values()):
+        return "preemptions"  # the gang leaves on notice; how the rest of it ends makes no difference
     if isinstance(event, AgentLost):
         told = event.preempted or before.agents[event.rank].notice
         return "preemptions" if event.node_lost or told else "failures"

@@ -59,7 +59,6 @@ class World:
         self.workers: dict[str, int] = {}
         self.steps: dict[str, int] = {}
         self.finished: set[str] = set()
-        self.swept: set[str] = set()
         self.cancelled: set[str] = set()
         self.resumed: set[str] = set()
         self.met: set[str] = set()
