@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from orch_workers import guard
-from orch_workers.process import Exited, Gone, GuardedProcess
+from orch_workers.process.guarded import Exited, Gone, GuardedProcess
 
 LIMIT_S = 30.0
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orch_workers import bundle
-from orch_workers.process import Exited, Gone, GuardedProcess
-from orch_workers.standby import Standby
+from orch_workers.process.guarded import Exited, Gone, GuardedProcess
+from orch_workers.shipping import bundle
+from orch_workers.standby.standby import Standby
 from support.server import wait_for
 
 if TYPE_CHECKING:

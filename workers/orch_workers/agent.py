@@ -12,7 +12,7 @@ from typing import Any
 from orch_policies.lease import Answer, Verdict
 from orch_workers.config import WorkerConfig
 from orch_workers.contact import ContactWatch
-from orch_workers.parting import part
+from orch_workers.parting import leave_cluster
 from orch_workers.preemption import Leaving, Moment, Notice, Watcher, deadline_in, sigterm, sources_of
 from orch_workers.remains import sweep_remains
 from orch_workers.reports import Reports
@@ -109,7 +109,7 @@ class Agent:
 
     def _on_cut_off(self, verdict: Verdict, reason: str) -> None:
         self._watcher.stop()
-        part(self._worker, self._config.paths, verdict, reason)
+        leave_cluster(self._worker, self._config.paths, verdict, reason)
         os._exit(EXIT_CUT_OFF)
 
     def _sweep_remains(self) -> None:

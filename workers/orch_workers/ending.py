@@ -8,9 +8,9 @@ from pathlib import Path
 
 from orch.model.generation import Generation
 from orch_workers.config import WorkerConfig
-from orch_workers.deliver import Delivery
 from orch_workers.keeper import Keeper
-from orch_workers.outputs import OutputsError
+from orch_workers.shipping.deliver import Delivery
+from orch_workers.shipping.outputs import OutputsError
 from orch_workers.stops import Stop
 from orch_workers.written import write_down
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from orch_policies.classification import Failure
 from orch_policies.hang import Learned, Limit, Phase, Rule, action, limit
-from orch_workers.stacks import Stacks
+from orch_workers.process.stacks import Stacks
 from orch_workers.training.page import Progress
 
 if TYPE_CHECKING:
-    from orch_workers.launch import Launcher
+    from orch_workers.process.launch import Launcher
 
 LOOKS = 3
 LOOKS_APART_S = 5.0

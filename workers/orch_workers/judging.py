@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from orch_policies.classification import Failure, advice, classified, describe
 from orch_policies.restart import Decision
-from orch_workers.evidence import OomWatch
 from orch_workers.ledger import Ledger
-from orch_workers.logs import last_lines, last_traceback, tail
-from orch_workers.redaction import Redactor
+from orch_workers.logs.redaction import Redactor
+from orch_workers.logs.worker_log import last_lines, last_traceback, tail
+from orch_workers.process.evidence import OomWatch
 
 OUTPUT_TAIL_BYTES = 64 << 10
 

@@ -17,7 +17,7 @@ from orch_policies.classification import Failure
 
 if TYPE_CHECKING:
     from orch_workers.keeper import Keeper
-    from orch_workers.launch import Launcher
+    from orch_workers.process.launch import Launcher
 
 _LOSS = re.compile(r"loss$", re.IGNORECASE)
 _BAD = ("nan", "inf", "-inf")

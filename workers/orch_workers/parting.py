@@ -29,7 +29,7 @@ TELL_S = 1.0
 log = logging.getLogger(__name__)
 
 
-def part(worker: Worker, paths: WorkerPaths, verdict: Verdict, reason: str) -> None:
+def leave_cluster(worker: Worker, paths: WorkerPaths, verdict: Verdict, reason: str) -> None:
     """Returns when the worker has ended, or at END_LIMIT_S; this process is to end then, and its guards with it."""
     log.warning("%s: this agent ends", reason)
     if worker.ended:

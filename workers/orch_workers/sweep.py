@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from orch_workers.config import WorkerPaths
-from orch_workers.process import wait_predecessor
+from orch_workers.process.guarded import wait_predecessor
 
 PROCESSES_LIMIT_S = 30.0
 

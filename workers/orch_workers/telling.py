@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orch.model.generation import Generation
+from orch_workers.process.sampling import Sampler
 from orch_workers.reports import Reports
-from orch_workers.sampling import Sampler
 from orch_workers.training.page import Progress
 
 PROGRESS_EVERY_S = 1.0

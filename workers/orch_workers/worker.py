@@ -26,23 +26,23 @@ from orch.model.events import (
 )
 from orch.model.generation import Generation
 from orch_policies.classification import Failure, Kind
-from orch_workers.attempt_log import AttemptLog
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
-from orch_workers.code import CodeError
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
 from orch_workers.ending import Homecoming
 from orch_workers.hangs import HangWatch
 from orch_workers.judging import Judge
 from orch_workers.keeper import Keeper
-from orch_workers.launch import SOURCES, Launcher
 from orch_workers.ledger import Ledger
+from orch_workers.logs.attempt_log import AttemptLog
+from orch_workers.logs.redaction import Redactor
 from orch_workers.numbers import LossWatch
+from orch_workers.process.launch import SOURCES, Launcher
+from orch_workers.process.sampling import Sampler
+from orch_workers.process.stacks import read_stacks
 from orch_workers.recovery import Recovery
-from orch_workers.redaction import Redactor
 from orch_workers.reports import Reports
-from orch_workers.sampling import Sampler
-from orch_workers.stacks import read_stacks
+from orch_workers.shipping.code import CodeError
 from orch_workers.stops import Stop
 from orch_workers.telling import Telling
 from orch_workers.written import read_down, write_down

@@ -2,7 +2,7 @@
 
 The archive is a zip that depends on nothing but the files' paths, contents, modes and links, so the same code
 has the same digest (the sha256 of the zip), is uploaded once and unpacked once per node. The limits and the
-rules for paths are those of `orch_workers.code`, which unpacks it.
+rules for paths are those of `orch_workers.shipping.code`, which unpacks it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Literal
 from orch.api.ignoring import Ignoring, ignore_line
 from orch.model.problems import Problem, ProblemsError
 from orch.model.units import describe_size
-from orch_workers import code
+from orch_workers.shipping import code
 
 GIT_WAIT_S_MAX = 20.0
 LARGEST_NAMED_MAX = 3

@@ -27,7 +27,7 @@ from orch.control.saving import leave_all
 from orch.control.service import Bell
 from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
 from orch.control.tables import tabulate
-from orch.model.commands import RecordEnd, command_to_dict
+from orch.model.commands import command_to_dict
 from orch.model.events import (
     Adopted,
     AgentLost,
@@ -248,8 +248,6 @@ class Controller:
             tabulate(transaction, before, after, event, now, (entry or {}).get("extra") or {})
             for command in commands:
                 transaction.enqueue(job, command_to_dict(command), t_us=now)
-            if after.ended and not before.ended:
-                transaction.enqueue(job, command_to_dict(RecordEnd(attempt=after.attempt)), t_us=now)
             self._points.here(event, "inside")
         self._points.here(event, "after")
         self.bell.ring(job)

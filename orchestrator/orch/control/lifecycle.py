@@ -168,7 +168,10 @@ def advance(job: JobState, event: Event, now_us: int) -> tuple[JobState, list[Co
     step = transition.rule(job, event, max(now_us, job.seen_us))
     if step.job.state not in transition.to:
         raise _invalid(job, event, f"its rule leads to {step.job.state}, which the table does not allow")
-    return _told(job, step.job, event, now_us, step.decision), list(step.commands)
+    commands = list(step.commands)
+    if step.job.ended and not job.ended:
+        commands.append(cmd.RecordEnd(attempt=step.job.attempt))
+    return _told(job, step.job, event, now_us, step.decision), commands
 
 
 def still_wanted(job: JobState, command: Command) -> bool:

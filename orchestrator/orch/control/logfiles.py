@@ -10,8 +10,8 @@ from orch.control.store import Store, now_us
 from orch.model.errors import WrongUse
 from orch.model.ids import valid_job_id
 from orch.model.states import ENDED
-from orch_workers.logs import read_times
-from orch_workers.redaction import Redactor
+from orch_workers.logs.redaction import Redactor
+from orch_workers.logs.worker_log import read_times
 
 TAIL_BYTES_MAX = 64 << 20
 """`--tail` looks back no further than this."""

@@ -42,7 +42,7 @@ from orch.model.states import ENDED, PLACED, State
 from orch_policies.placement import Node, fits, largest
 from orch_workers.checkpoint.errors import AlreadyExists, StorageError
 from orch_workers.checkpoint.storage import Storage, open_storage
-from orch_workers.redaction import Redactor
+from orch_workers.logs.redaction import Redactor
 
 IDS_TRIES_MAX = 20
 STOP_SAVE_LIMIT_S = 30.0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orch.api import ignoring, packing
 from orch.model.errors import WrongUse
-from orch_workers import code
+from orch_workers.shipping import code
 
 
 @pytest.fixture

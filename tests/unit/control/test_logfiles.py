@@ -8,7 +8,7 @@ from orch.control.home import Home
 from orch.control.logfiles import _tail_offset, read_logs
 from orch.control.service import LogChunk, LogQuery
 from orch.model.errors import WrongUse
-from orch_workers.redaction import Redactor
+from orch_workers.logs.redaction import Redactor
 
 
 def write(home: Home, data: bytes, *, attempt: int = 1, rank: int = 0) -> None:

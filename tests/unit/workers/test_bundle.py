@@ -5,7 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from orch_workers import bundle
+from orch_workers.shipping import bundle
 
 
 def test_it_holds_the_training_side_and_nothing_else(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orch_workers import code
+from orch_workers.shipping import code
 
 FILE, LINK, FIFO = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644
 
@@ -165,7 +165,7 @@ def test_a_killed_holder_gives_the_lock_back(tmp_path):
     data, digest = archive(*GOOD)
     (tmp_path / "code").mkdir()
     script = (
-        "import sys; from pathlib import Path; from orch_workers import code\n"
+        "import sys; from pathlib import Path; from orch_workers.shipping import code\n"
         "with code._locked(Path(sys.argv[1]), 5): print('held', flush=True); sys.stdin.read()"
     )
     lock = tmp_path / "code" / f"{digest}.lock"

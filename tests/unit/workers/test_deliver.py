@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from orch.model.generation import Generation
-from orch_workers import deliver, outputs
 from orch_workers.checkpoint.catalog import Catalog
 from orch_workers.checkpoint.errors import StorageRefused
-from orch_workers.deliver import Delivery
+from orch_workers.shipping import deliver, outputs
+from orch_workers.shipping.deliver import Delivery
 from support.workers import JOB, Failing, good
 
 HERE = "outputs/000001.000002"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orch_workers import environment, leftovers
+from orch_workers.process import environment, leftovers
 
 DOCS = Path(__file__).parents[3] / "docs" / "environment.md"
 

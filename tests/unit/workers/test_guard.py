@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orch_workers import guard, process
+from orch_workers import guard
+from orch_workers.process import guarded as process
 from support.processes import TREE, TREE_SIZE, Command, Fifo, is_alive, wait_dead
 
 

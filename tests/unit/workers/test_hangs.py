@@ -7,7 +7,7 @@ import pytest
 
 from orch_policies.hang import CAP_S, FLOOR_S
 from orch_workers.hangs import LOOKS, SAYS_SO_AFTER_S, HangWatch
-from orch_workers.stacks import Stacks
+from orch_workers.process.stacks import Stacks
 from orch_workers.training.page import Progress
 
 NS = 10**9

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from orch.model.generation import Generation
-from orch_workers import process as processes
 from orch_workers.checkpoint.staging import Staging
-from orch_workers.launch import Launcher
+from orch_workers.process import guarded as processes
+from orch_workers.process.launch import Launcher
 from support.processes import Command, Fifo
 from support.server import wait_for
 from support.workers import LIMIT_S, Stuck, good

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch_workers import logs
 from orch_workers.checkpoint.errors import AlreadyExists, StorageUnavailable
-from orch_workers.logs import LogShipper, last_lines, last_traceback, read_times, tail
-from orch_workers.redaction import Redactor
+from orch_workers.logs import worker_log as logs
+from orch_workers.logs.redaction import Redactor
+from orch_workers.logs.worker_log import LogShipper, last_lines, last_traceback, read_times, tail
 
 LIMIT_S = 30.0
 

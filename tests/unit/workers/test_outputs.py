@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from orch_workers import outputs
+from orch_workers.shipping import outputs
 
 
 @pytest.fixture

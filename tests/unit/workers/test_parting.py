@@ -7,7 +7,7 @@ import pytest
 from orch_policies.lease import Contact
 from orch_workers import ending
 from orch_workers.contact import ContactWatch
-from orch_workers.parting import forget_memory, part
+from orch_workers.parting import forget_memory, leave_cluster
 from support.workers import DEAF, LIMIT_S, LISTENS, Failing
 
 G1 = "000001.000001"
@@ -17,7 +17,7 @@ def test_when_the_lease_is_over_it_saves_at_its_next_step_and_nothing_stays_in_m
     worker = machine.worker(script=LISTENS)
     machine.go("up")
     worker.wait_told("Recovered")
-    part(worker.worker, worker.paths, "expired", "the cluster is silent")
+    leave_cluster(worker.worker, worker.paths, "expired", "the cluster is silent")
     end = worker.end()
     assert (end["outcome"], end["reason"], end["step"]) == ("left", "the cluster is silent", 4)
     assert machine.committed() == [(G1, 4)]
@@ -28,7 +28,7 @@ def test_when_the_lease_is_over_it_saves_at_its_next_step_and_nothing_stays_in_m
 def test_where_the_node_was_given_up_the_process_ends_at_once_and_what_it_had_saved_travels(machine):
     worker = machine.worker(script=DEAF)
     machine.go("up")
-    part(worker.worker, worker.paths, "void", "the cluster has given this node up")
+    leave_cluster(worker.worker, worker.paths, "void", "the cluster has given this node up")
     assert worker.end()["outcome"] == "left"
     assert machine.committed() == [(G1, 2)]
     assert not worker.worker._launcher.running
@@ -42,7 +42,7 @@ def test_what_storage_would_not_take_stays_in_memory(machine, monkeypatch):
     machine.go("up")
     worker.wait_told("Recovered")
     machine.storage.mood = Failing("shards")
-    part(worker.worker, worker.paths, "expired", "the cluster is silent")
+    leave_cluster(worker.worker, worker.paths, "expired", "the cluster is silent")
     assert "did not reach storage" in worker.end()["reason"]
     machine.storage.mood = lambda *_: None
     again = machine.worker(2, script="job = Trainee()\njob.steps(1)\njob.save()\njob.finished()")
@@ -53,7 +53,7 @@ def test_what_storage_would_not_take_stays_in_memory(machine, monkeypatch):
 def test_a_worker_that_had_ended_keeps_all_it_has_to_tell(machine):
     worker = machine.worker(script="job = Trainee()\njob.steps(1)\njob.save()\njob.finished()")
     assert worker.end()["outcome"] == "succeeded"
-    part(worker.worker, worker.paths, "expired", "the cluster is silent")
+    leave_cluster(worker.worker, worker.paths, "expired", "the cluster is silent")
     assert len(worker.told("WorkerEnded")) == 1
     assert worker.paths.snapshots.exists()
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orch_workers import guard, leftovers, process
-from orch_workers.process import split_command
+from orch_workers import guard
+from orch_workers.process import guarded as process
+from orch_workers.process import leftovers
+from orch_workers.process.guarded import split_command
 from support.processes import TREE, TREE_SIZE, Command, Fifo, is_alive, wait_dead
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orch_workers.sampling import Sampler, select_gpus
+from orch_workers.process.sampling import Sampler, select_gpus
 from support.processes import Fifo
 
 MIB = 1 << 20

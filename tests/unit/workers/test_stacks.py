@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from orch_workers.stacks import read_stacks
+from orch_workers.process.stacks import read_stacks
 from support.server import wait_for
 
 STILL = {

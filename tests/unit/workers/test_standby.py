@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from orch_workers import guard, leftovers, priority, standby, standby_process
-from orch_workers.sampling import Sampler
-from orch_workers.standby_command import UnsupportedError, python_command
-from orch_workers.standby_record import read_record
+from orch_workers import guard
+from orch_workers.process import leftovers, priority
+from orch_workers.process.sampling import Sampler
+from orch_workers.standby import process as standby_process
+from orch_workers.standby import standby
+from orch_workers.standby.command import UnsupportedError, python_command
+from orch_workers.standby.record import read_record
 from support.processes import Fifo, is_alive, wait_dead
 from support.server import wait_for
 from support.standby import LIMIT_S, Stage

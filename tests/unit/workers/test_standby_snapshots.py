@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from orch_workers.launch import Launcher
+from orch_workers.process.launch import Launcher
 from support import snapshots
 from support.server import wait_for
 from support.workers import LIMIT_S, ROOM_BYTES, Stuck, good

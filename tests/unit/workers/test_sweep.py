@@ -8,7 +8,7 @@ import pytest
 
 from orch_workers import config
 from orch_workers.config import WorkerPaths
-from orch_workers.leftovers import MARK_ENV, mark_of
+from orch_workers.process.leftovers import MARK_ENV, mark_of
 from orch_workers.session import SOCKET_PATH_BYTES_MAX
 from orch_workers.sweep import remains, sweep_job
 from orch_workers.training.slots import Slot

@@ -9,7 +9,7 @@ import pytest
 from orch_policies.restart import Budgets, History
 from orch_workers import worker as workers
 from orch_workers.checkpoint.errors import StorageRefused
-from orch_workers.launch import Launcher
+from orch_workers.process.launch import Launcher
 from orch_workers.training.page import Page
 from orch_workers.training.slots import READY, Slot
 from support.server import wait_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orch_policies.restart import Budgets
-from orch_workers.evidence import KERNEL_LOG, Group, OomWatch, memory_group
+from orch_workers.process.evidence import KERNEL_LOG, Group, OomWatch, memory_group
 
 AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0, max_failures=1).to_dict()}
 ONCE = {"budgets": Budgets(max_failures=0).to_dict()}

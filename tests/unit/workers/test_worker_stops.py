@@ -8,8 +8,8 @@ import pytest
 
 from orch_policies.restart import Budgets
 from orch_workers import ending
-from orch_workers.launch import Launcher
-from orch_workers.process import Exited
+from orch_workers.process.guarded import Exited
+from orch_workers.process.launch import Launcher
 from orch_workers.sweep import sweep_job
 from support.processes import is_alive
 from support.server import wait_for

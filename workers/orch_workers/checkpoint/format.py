@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orch_workers.checkpoint.chain import Generation, strict_generation
 from orch_workers.checkpoint.direct import BLOCK_BYTES
 from orch_workers.checkpoint.errors import Damaged, WrittenByNewer
+from orch_workers.training.collection import no_collection
 from orch_workers.training.slots import ALIGNMENT_BYTES, META_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -316,11 +317,12 @@ def parse_rank(data: bytes, *, job: str, generation: Generation, step: int, rank
     """A rank's manifest whose layout is whole and within its shards, or Damaged with what is wrong with
     it.
     """
-    manifest = _parse(RankManifest, data, "rank manifest")
-    _check_identity(manifest, job, generation, step)
-    if manifest.rank != rank:
-        raise Damaged(f"rank manifest: is of rank {manifest.rank}, not {rank}")
-    _check_layout(manifest)
+    with no_collection():
+        manifest = _parse(RankManifest, data, "rank manifest")
+        _check_identity(manifest, job, generation, step)
+        if manifest.rank != rank:
+            raise Damaged(f"rank manifest: is of rank {manifest.rank}, not {rank}")
+        _check_layout(manifest)
     return manifest
 
 

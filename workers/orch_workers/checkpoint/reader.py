@@ -145,9 +145,9 @@ def restore(
     manifest = catalog.manifest(point)
     if world_size is not None and manifest.world_size != world_size:
         raise ValueError(f"{point} was saved by {manifest.world_size} ranks; this job runs with {world_size}")
+    part = catalog.rank_manifest(point, manifest, rank)
+    _check_shards(catalog, point, part)
     with no_collection():
-        part = catalog.rank_manifest(point, manifest, rank)
-        _check_shards(catalog, point, part)
         description = _described(part)
     capacity = aligned(part.data_bytes) + len(description)
     path = str(target(capacity) if callable(target) else target)

@@ -16,7 +16,7 @@ from orch_workers.checkpoint.format import FORMAT_VERSION, Manifest, RankManifes
 
 Schema = dict[str, Any]
 
-LATER = {"digest", "took_s", "blocked_s"}
+ADDED_LATER = {"digest", "took_s", "blocked_s"}
 """Keys that the first documents of version 1 do not have."""
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _GENERATION = {"type": "string", "pattern": r"^[0-9]{6,}\.[0-9]{6,}$"}
@@ -56,7 +56,7 @@ def _of(record: type[Manifest | RankManifest], title: str) -> Schema:
     schema["properties"]["generation"] = _GENERATION
     schema["properties"]["digest"] = _DIGEST
     # What has a default for older documents is written all the same.
-    written = [name for name in schema["properties"] if name not in LATER]
+    written = [name for name in schema["properties"] if name not in ADDED_LATER]
     return {"$schema": DRAFT, **schema, "title": title, "required": written}
 
 

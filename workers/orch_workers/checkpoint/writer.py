@@ -146,13 +146,11 @@ def commit_step(
     *,
     world_size: int,
     code_digest: str | None = None,
-    blocked_s: float | None = None,
-    began: float | None = None,
 ) -> Committed:
     """Writes the step's manifest, which is the commit; every rank's part must be there (NotFound
     otherwise).
     """
-    began = time.monotonic() if began is None else began
+    began = time.monotonic()
     return _commit_parts(
         catalog,
         generation,
@@ -160,7 +158,7 @@ def commit_step(
         {},
         world_size=world_size,
         code_digest=code_digest,
-        blocked_s=blocked_s,
+        blocked_s=None,
         began=began,
     )
 

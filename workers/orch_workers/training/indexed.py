@@ -17,7 +17,7 @@ from .snapshot import Adapters
 from .tensors import torch_module
 
 if TYPE_CHECKING:
-    from .objects import StateHandler
+    from .objects import GeneratorHandler
 
 
 def derived_seed(*parts: Any) -> int:
@@ -36,7 +36,7 @@ class _IndexedDataset:
         self._seed = seed
         self._epoch = epoch
         self._adapters: list[Any] = []
-        self._generators: list[tuple[str, StateHandler]] | None = None
+        self._generators: list[tuple[str, GeneratorHandler]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         # a worker_init_fn looks at get_worker_info().dataset and finds the user's own attributes

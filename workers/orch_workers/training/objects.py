@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any, Callable, Sequence
 
@@ -45,10 +46,6 @@ class StateHandler:
     def restore(self, stored: Any) -> None:
         self.target.load_state_dict(stored)
 
-    def reseed(self, seed: int) -> None:
-        """Random generators only."""
-        raise NotImplementedError
-
     def why_inexact(self) -> list[str]:
         """Reasons, as sentences, why this argument cannot be put back exactly."""
         return []
@@ -74,11 +71,20 @@ class ArrayHandler(StateHandler):
         return True
 
 
-class PythonRandomHandler(StateHandler):
+class GeneratorHandler(StateHandler, ABC):
+    """A random generator: restored after everything that may draw from it."""
+
+    order = 3
+
+    @abstractmethod
+    def reseed(self, seed: int) -> None:
+        """Puts the generator where `seed` alone leads to."""
+
+
+class PythonRandomHandler(GeneratorHandler):
     """A random.Random."""
 
     kind = "random.Random"
-    order = 3
 
     def capture(self) -> Any:
         return self.target.getstate()
@@ -90,11 +96,10 @@ class PythonRandomHandler(StateHandler):
         self.target.seed(seed)
 
 
-class NumpyGeneratorHandler(StateHandler):
+class NumpyGeneratorHandler(GeneratorHandler):
     """A numpy.random.Generator or BitGenerator."""
 
     kind = "numpy.random.Generator"
-    order = 3
 
     @property
     def _bits(self) -> Any:
@@ -116,11 +121,10 @@ class NumpyGeneratorHandler(StateHandler):
         self._bits.state = type(self._bits)(seed).state
 
 
-class NumpyRandomStateHandler(StateHandler):
+class NumpyRandomStateHandler(GeneratorHandler):
     """A numpy.random.RandomState, the older kind."""
 
     kind = "numpy.random.RandomState"
-    order = 3
 
     def capture(self) -> Any:
         return self.target.get_state(legacy=False)

@@ -11,7 +11,7 @@ from typing import Any, Callable, Sequence
 from .arrays import numpy_module
 from .errors import UnsupportedStateError
 from .loading import load_tensors, loads_as_torch_does
-from .objects import StateHandler, compare_arrays
+from .objects import GeneratorHandler, StateHandler, compare_arrays
 from .optimizers import OptimizerHandler
 from .tensors import bytes_of, is_plain, torch_module, view_of
 from .tree import TAG, Codec, Fill, Leaf
@@ -192,11 +192,10 @@ class TensorHandler(StateHandler):
         return True
 
 
-class GeneratorHandler(StateHandler):
+class TorchGeneratorHandler(GeneratorHandler):
     """A torch.Generator."""
 
     kind = "torch.Generator"
-    order = 3
 
     def capture(self) -> Any:
         return self.target.get_state()
@@ -227,7 +226,7 @@ class TorchAdapter:
         if isinstance(value, torch.Tensor):
             return TensorHandler(name, value)
         if isinstance(value, torch.Generator):
-            return GeneratorHandler(name, value)
+            return TorchGeneratorHandler(name, value)
         return None
 
     def watches(self, handlers: Sequence[StateHandler]) -> list[Watch]:

@@ -8,7 +8,7 @@ import types
 from typing import Any, Sequence
 
 from .arrays import numpy_module
-from .objects import StateHandler, random_handler
+from .objects import GeneratorHandler, random_handler
 
 _OBJECTS_VISITED_MAX = 2_000
 _CONTAINER_ITEMS_MAX = 64
@@ -90,7 +90,7 @@ def seed_host(seed: int, adapters: Sequence[Any]) -> None:
         adapter.seed_host(seed)
 
 
-def generator_handlers(root: Any, adapters: Sequence[Any]) -> dict[str, StateHandler]:
+def generator_handlers(root: Any, adapters: Sequence[Any]) -> dict[str, GeneratorHandler]:
     """The random generators that a loader holds (its own, its sampler's, its dataset's, a transform's), by
     path.
     """
@@ -103,7 +103,7 @@ class _Search:
     """Walks instance attributes and small containers; bounded, since datasets can hold anything."""
 
     def __init__(self, adapters: Sequence[Any]) -> None:
-        self.found: dict[str, StateHandler] = {}
+        self.found: dict[str, GeneratorHandler] = {}
         self._adapters = adapters
         self._seen: dict[int, Any] = {}
 
@@ -134,14 +134,10 @@ class _Search:
         if wrapped is not None and not isinstance(wrapped, types.ModuleType):
             self.visit(wrapped, f"{path}.__self__", depth + 1)
 
-    def _handler(self, path: str, value: Any) -> StateHandler | None:
-        found: StateHandler | None = random_handler(path, value)
+    def _handler(self, path: str, value: Any) -> GeneratorHandler | None:
+        found: GeneratorHandler | None = random_handler(path, value)
         for adapter in self._adapters:
             if found is None:
-                candidate: StateHandler | None = adapter.handler(path, value, {})
-                if candidate is not None and candidate.order == _RANDOM_ORDER:
-                    found = candidate
+                candidate = adapter.handler(path, value, {})
+                found = candidate if isinstance(candidate, GeneratorHandler) else None
         return found
-
-
-_RANDOM_ORDER = 3

@@ -200,7 +200,7 @@ class Run:
         if self._sink.rules.last:
             self._save("last", wait=True)
 
-    def check_handlers(self) -> None:
+    def say_what_is_inexact(self) -> None:
         """Says what keeps the arguments from being restored exactly."""
         for handler in self._handlers:
             handler.tell_inexact = self._inexact

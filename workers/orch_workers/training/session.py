@@ -93,7 +93,7 @@ def begin(objects: dict[str, Any], options: Options) -> Run:
         for value in objects.values():
             if _is_data(value) and options.skip == "replay":
                 run.check_loader(value)
-        run.check_handlers()
+        run.say_what_is_inexact()
     except BaseException:
         run.give_up()
         raise

@@ -31,6 +31,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any, Callable, Dict, Hashable, NamedTuple, Sequence
 
@@ -71,7 +72,7 @@ class Entry(NamedTuple):
     leaf: Leaf
 
 
-class Codec:
+class Codec(ABC):
     """What an adapter adds to the tree. `leaf` and `node` return None for values that are not theirs."""
 
     tags: tuple[str, ...] = ()
@@ -82,11 +83,11 @@ class Codec:
     def node(self, value: Any) -> dict[str, Any] | None:
         return None
 
+    @abstractmethod
     def make(
         self, node: dict[str, Any], data: memoryview | None, dtype: str, shape: tuple[int, ...], fill: Fill
     ) -> Any:
         """A value with memory of its own; `fill` may run after this has returned."""
-        raise NotImplementedError
 
     def borrow(self, node: dict[str, Any], data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
         """The same value as a view of `data`, laid out in C order; None for what cannot be one."""

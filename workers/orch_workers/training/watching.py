@@ -13,6 +13,7 @@ Nothing is told apart by value: `==` on tensors compares elements, and two step 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from itertools import chain
 from operator import attrgetter, eq, itemgetter
@@ -29,24 +30,24 @@ class UnwatchableError(Exception):
     """This object can be kept, but no cheap look tells whether it is still the same."""
 
 
-class Watch:
+class Watch(ABC):
     """Guards one argument of orch.training()."""
 
     name: str
 
+    @abstractmethod
     def tensors(self) -> list[Any] | None:
         """The live tensors, in the order in which `fixed` has them; None when the members have changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fixed(self) -> Any:
         """The argument's state, with HOLE for what `holes` gives."""
-        raise NotImplementedError
 
     def holes(self) -> Iterator[tuple[list[Any], Any]]:
         """(path below the argument, value) of what is no tensor. Called after `tensors`."""
         return iter(())
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027  (most watches hold nothing)
         """Lets go of the values that were seen, so that none outlives the object that holds it."""
 
 

@@ -9,5 +9,5 @@ import of ours would be one that the script finds done.
 
 orders: ``probe:FILE`` writes down what kind of interpreter this is. ``record:FILE`` writes each module that the
 user's own code imports, in order, with the state of the interpreter just before. ``wait:FOLDER`` imports what such a
-record says, and waits in FOLDER for the agent's word (orch_workers/standby_process.py is the other side).
+record says, and waits in FOLDER for the agent's word (orch_workers/standby/process.py is the other side).
 """

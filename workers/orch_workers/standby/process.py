@@ -17,14 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orch_workers import priority
-from orch_workers.process import Event, Gone, GuardedProcess
-from orch_workers.standby_command import hooked
+from orch_workers.process import priority
+from orch_workers.process.guarded import Event, Gone, GuardedProcess
+from orch_workers.standby.command import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orch_workers.standby_record import Step
+    from orch_workers.standby.record import Step
 
 FOLDER = "standby-talk"
 POLL_S = 5.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orch_workers.checkpoint.errors import AlreadyExists
-from orch_workers.redaction import Redactor
+from orch_workers.logs.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

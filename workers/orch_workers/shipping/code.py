@@ -177,7 +177,7 @@ def _extract(archive: Path, tree: Path) -> None:
             for entry in sorted(entries, key=_is_link):
                 _extract_one(opened, entry, tree)
             _check_links([entry.filename for entry in entries if _is_link(entry)], tree)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
         raise CodeError(f"the code archive cannot be unpacked: {error}") from error
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orch_workers import guard
-from orch_workers.leftovers import (
+from orch_workers.process.leftovers import (
     MARK_ENV,
     PredecessorAliveError,
     SurvivorsError,

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orch_workers.bundle import HOOK_FOLDER
-from orch_workers.process import Event, GuardedProcess, GuardError
-from orch_workers.standby_command import (
+from orch_workers.process.guarded import Event, GuardedProcess, GuardError
+from orch_workers.shipping.bundle import HOOK_FOLDER
+from orch_workers.standby.command import (
     PythonCommand,
     UnsupportedError,
     hooked,
@@ -24,8 +24,8 @@ from orch_workers.standby_command import (
     python_command,
     surely_reads_it,
 )
-from orch_workers.standby_process import StandbyProcess
-from orch_workers.standby_record import read_record
+from orch_workers.standby.process import StandbyProcess
+from orch_workers.standby.record import read_record
 from orch_workers.training.protocol import ENV_GENERATION, ENV_SOCKET
 
 GOING_POLL_S = 0.1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from orch.model.generation import Generation
 from orch_workers.keeper import Keeper
-from orch_workers.logs import LogShipper
-from orch_workers.redaction import Redactor
+from orch_workers.logs.redaction import Redactor
+from orch_workers.logs.worker_log import LogShipper
 
 
 class AttemptLog:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orch.model.generation import Generation
-from orch_workers import outputs
 from orch_workers.checkpoint.catalog import Catalog
 from orch_workers.checkpoint.errors import AlreadyExists, StorageError, StorageRefused
+from orch_workers.shipping import outputs
 
 OUTPUT_BYTES_MAX = 4 << 30
 """One output file; larger ones belong into a storage of their own."""

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from orch.model.generation import Generation
 from orch_policies import interval
-from orch_workers import bundle, code, environment
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
-from orch_workers.leftovers import wait_predecessor
-from orch_workers.process import Event as ProcessEvent
-from orch_workers.process import Exited, Gone, GuardedProcess, Stuck, split_command
+from orch_workers.process import environment
+from orch_workers.process.guarded import Event as ProcessEvent
+from orch_workers.process.guarded import Exited, Gone, GuardedProcess, Stuck, split_command
+from orch_workers.process.leftovers import wait_predecessor
+from orch_workers.process.sampling import Sampler
 from orch_workers.recovery import Phases
-from orch_workers.sampling import Sampler
 from orch_workers.session import SessionRefusedError, SessionServer
-from orch_workers.standby import Standby
+from orch_workers.shipping import bundle, code
+from orch_workers.standby.standby import Standby
 from orch_workers.training.page import Page, Progress
 from orch_workers.training.protocol import IN_MEMORY
 

@@ -1,0 +1,1 @@
+"""What travels to a machine before a job runs there, and what comes back from it."""

@@ -1,0 +1,1 @@
+"""The standby process: a second interpreter that is warmed and waits to take a training process's place."""
