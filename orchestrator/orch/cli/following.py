@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orch.cli.humans import between_s, count, one_line, span
+from orch.cli.interrupting import heard
 from orch.cli.output import say, write_bytes, write_json_line, write_line
 from orch.cli.story import ROUTINE, told
 from orch.model.errors import Blocked, JobCancelled, JobFailed, NoServer, OrchError, TimedOut
@@ -44,6 +45,7 @@ def exit_code(job: Document) -> int:
     return kind.exit_code if kind else 0
 
 
+@heard()
 def wait_over(
     client: Client, job: str, timeout_s: float | None = None, *, blocked_ends: bool = True
 ) -> Document:
@@ -115,6 +117,7 @@ class LogFollower:
         self._after = 0
         self._looked = -NEWS_EVERY_S
 
+    @heard()
     def run(self) -> Document:
         """The job's document when there is nothing more to show: it is over, or BLOCKED."""
         current, offset, tail = self._view.attempt, 0, self._view.tail

@@ -9,6 +9,7 @@ import typer
 from orch.cli import output
 from orch.cli.app import Cluster, Job, OptionalJob, Output, verb
 from orch.cli.connect import connected
+from orch.cli.interrupting import heard
 from orch.cli.output import Format
 from orch.model.errors import NoServer
 
@@ -112,6 +113,7 @@ def _render(jobs: list[Document], width: int, *, one: bool) -> Any:
     return tables.job_view(jobs[0]) if one else tables.jobs_table(jobs, width)
 
 
+@heard()
 def _watch(look: _Look, output_format: Format) -> None:
     """Until the job is over, or Ctrl-C. No terminal: a line for each change instead of a moving table."""
     import sys
@@ -167,17 +169,22 @@ def events(
     """
     with connected(cluster) as client:
         if follow:
-            for event in client.follow_events(job):
-                if output_format is Format.JSON:
-                    output.write_json_line(event)
-                else:
-                    output.write_line(_event_line(event))
+            _follow_events(client, job, output_format)
             return
         found = _all_events(client, job)
         if output_format is Format.JSON:
             output.write_json({"version": output.VERSION, "job": job, "events": found})
             return
         for event in found:
+            output.write_line(_event_line(event))
+
+
+@heard()
+def _follow_events(client: "Client", job: str, output_format: Format) -> None:
+    for event in client.follow_events(job):
+        if output_format is Format.JSON:
+            output.write_json_line(event)
+        else:
             output.write_line(_event_line(event))
 
 

@@ -1,0 +1,107 @@
+"""Ctrl-C where Python loses it: in a finalizer, and between a look and a system call. A process of its own for each."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+LIMIT_S = 30.0
+
+LOST_IN_A_FINALIZER = """
+import io, os, signal
+from orch.cli.interrupting import heard
+
+class Answer(io.RawIOBase):
+    def close(self):
+        if not self.closed:
+            signal.raise_signal(signal.SIGINT)
+        super().close()
+
+answer, (never, _) = Answer(), os.pipe()
+with {around}:
+    del answer
+    print("went on", flush=True)
+    os.read(never, 1)
+"""
+LOST_BEFORE_A_CALL = """
+import os, signal, threading, time
+from orch.cli.interrupting import heard
+
+never, _ = os.pipe()
+other = threading.Thread(target=os.read, args=(never, 1), daemon=True)
+other.start()
+# As when it came right before the call: noted, and the main thread sleeps in the kernel.
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+with {around}:
+    print("waits", flush=True)
+    os.read(never, 1)
+"""
+ALONE = "__import__('contextlib').nullcontext()"
+
+
+def _started(script: str, around: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", script.format(around=around)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() in {"went on", "waits"}
+    return process
+
+
+@pytest.mark.parametrize("script", [LOST_IN_A_FINALIZER, LOST_BEFORE_A_CALL], ids=["finalizer", "call"])
+def test_it_is_heard_all_the_same(script: str) -> None:
+    process = _started(script, "heard()")
+    if script is LOST_BEFORE_A_CALL:
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize("script", [LOST_IN_A_FINALIZER, LOST_BEFORE_A_CALL], ids=["finalizer", "call"])
+def test_python_alone_loses_it(script: str) -> None:
+    """Else the test above would prove nothing."""
+    process = _started(script, ALONE)
+    if script is LOST_BEFORE_A_CALL:
+        process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=1.0)
+    process.kill()
+    process.communicate()
+
+
+HANDLED = """
+import signal
+from orch.cli.interrupting import heard
+
+try:
+    with heard():
+        signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("left")
+"""
+IGNORED = """
+import signal
+from orch.cli.interrupting import heard
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with heard():
+    signal.raise_signal(signal.SIGINT)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+print("left")
+"""
+
+
+@pytest.mark.parametrize("script", [HANDLED, IGNORED], ids=["handled", "ignored"])
+def test_nothing_of_it_is_left_behind(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=LIMIT_S
+    )
+    assert (done.stdout.strip(), done.stderr) == ("left", "")
