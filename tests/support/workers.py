@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orch.model.generation import Generation
 from orch_workers import config as worker_config
-from orch_workers import ending
-from orch_workers import keeper as keepers
+from orch_workers import ending, keeper, patience
 from orch_workers.checkpoint.errors import StorageUnavailable
 from orch_workers.checkpoint.local import LocalStorage
 from orch_workers.checkpoint.objects import TEMPORARY_PREFIX
@@ -186,9 +185,9 @@ class Machine:
         self._stoppable: list[Callable[[], None]] = []
         self.moves_to("here")
         monkeypatch.setattr(worker_config, "SOCKETS", folder / "s")
-        monkeypatch.setattr(keepers, "open_storage", lambda *_, **__: self.storage)
-        monkeypatch.setattr(keepers, "RETRY_MIN_S", 0.01)
-        monkeypatch.setattr(keepers, "RETRY_MAX_S", 0.02)
+        monkeypatch.setattr(keeper, "open_storage", lambda *_, **__: self.storage)
+        monkeypatch.setattr(patience, "RETRY_MIN_S", 0.01)
+        monkeypatch.setattr(patience, "RETRY_MAX_S", 0.02)
         monkeypatch.setattr(ending, "OUTPUTS_RETRY_S", 0.01)
 
     def moves_to(self, machine: str) -> None:

@@ -8,7 +8,6 @@ newest generation (DESIGN section 6).
 from __future__ import annotations
 
 import io
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import (
+    CheckpointError,
     NotFound,
     NothingRestorable,
     SnapshotChanged,
@@ -38,6 +38,7 @@ from orch_workers.checkpoint.sweeping import Sweeper
 from orch_workers.config import WorkerConfig
 from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
+from orch_workers.patience import patiently, pause_s
 from orch_workers.prepared import Filled, Prepared
 from orch_workers.restoring import Look
 from orch_workers.training.protocol import IN_MEMORY
@@ -47,8 +48,6 @@ __all__ = ["Keeper", "NothingRestorable", "Prepared"]
 
 T = TypeVar("T")
 
-RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
-RETRY_JITTER = 0.3
 HURRIED_MAX_S = 1.0
 """Longest pause between two tries while somebody waits for the last snapshot to be in storage."""
 COMMITTED_REMEMBERED = 16
@@ -120,22 +119,9 @@ class Keeper:
 
     def _patiently(self, ask: Callable[[], T], instead: object) -> T | None:
         """What storage answers, waited for; None when it is away or refuses and there is something `instead`."""
-        tries = 0
-        while True:
-            try:
-                return ask()
-            except NotFound:
-                raise
-            except StorageError as error:
-                self._set_trouble(str(error))
-                if instead is not None:
-                    return None
-                if isinstance(error, StorageRefused):
-                    raise
-                if self._stopping.is_set():
-                    raise InterruptedError("stopped while storage was away") from error
-                tries += 1
-                self._stopping.wait(_pause_s(tries))
+        return patiently(
+            ask, has_instead=instead is not None, trouble=self._set_trouble, stopping=self._stopping
+        )
 
     # one generation after the other
 
@@ -238,6 +224,8 @@ class Keeper:
                 self._committed_step = min(self._committed_step, offered.step if loaded else 0)
             if loaded and self._next is not None:
                 self._establish(self._next)
+                source = "" if offered is None else offered.source
+                threading.Thread(target=self._announce, args=(self._next, source), daemon=True).start()
                 return
             if offered is not None:
                 self._note(f"was told to start over: the state of step {offered.step} is left behind")
@@ -253,6 +241,22 @@ class Keeper:
         except OSError as error:
             # Only an agent that comes after this one, and finds storage away, would have needed it.
             self._note(f"the chain could not be noted beside the snapshots: {error}")
+
+    def _announce(self, chain: Chain, source: str) -> None:
+        """In storage as soon as it trains: its first commit may be long in coming, and until then who was superseded
+        would not know it, and might remove what this generation goes on from. Storage that fails is left to the commit.
+        """
+        try:
+            self._begin(chain)
+            assert chain.parent is not None
+            went_on_from = self.catalog.manifest_path(chain.parent, chain.restored_step)
+            if source == "storage" and not self.storage.exists(went_on_from):
+                self.saved_s = 0.0  # removed a moment ago: a save is due, or another loss would find nothing
+        except Superseded as error:
+            if self._chain is chain:
+                self._superseded(str(error))
+        except (CheckpointError, StorageError):
+            pass
 
     def process_gone(self) -> None:
         """The training process is dead: a slot it was filling is free again, one it had just filled is kept safe."""
@@ -360,7 +364,7 @@ class Keeper:
     def _pause(self, tries: int) -> bool:
         """Between two tries; True when a newer snapshot waits instead, or nobody wants this one any more."""
         with self._lock:
-            limit_s = min(_pause_s(tries), HURRIED_MAX_S) if self._hurry else _pause_s(tries)
+            limit_s = min(pause_s(tries), HURRIED_MAX_S) if self._hurry else pause_s(tries)
             was_hurried = self._hurry
             self._lock.wait_for(
                 lambda: self._closed or bool(self._filled) or self._hurry != was_hurried, timeout=limit_s
@@ -443,8 +447,3 @@ class Keeper:
             "snapshot_step": self.saved_step or None,
             "checkpointing": self.pacing.status(),
         }
-
-
-def _pause_s(tries: int) -> float:
-    nominal_s = float(min(RETRY_MIN_S * 2 ** min(tries - 1, 16), RETRY_MAX_S))
-    return nominal_s * (1 - RETRY_JITTER * random.random())

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from orch_policies.restart import History
-from orch_workers import keeper as keepers
+from orch_workers import patience
 from orch_workers.checkpoint.errors import NothingRestorable, StorageRefused, StorageUnavailable
 from orch_workers.checkpoint.staging import Staging
 from orch_workers.training.slots import READY, Slot
@@ -304,8 +304,8 @@ def test_a_newer_snapshot_goes_before_one_that_storage_would_not_take(machine):
 
 
 def test_a_drain_does_not_wait_for_the_end_of_a_long_pause(machine, monkeypatch):
-    monkeypatch.setattr(keepers, "RETRY_MIN_S", 600.0)
-    monkeypatch.setattr(keepers, "RETRY_MAX_S", 600.0)
+    monkeypatch.setattr(patience, "RETRY_MIN_S", 600.0)
+    monkeypatch.setattr(patience, "RETRY_MAX_S", 600.0)
     kept = machine.keeper().open()
     kept.begin()
     machine.storage.mood = mood = Failing("shards", times=1)

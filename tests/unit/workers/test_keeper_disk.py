@@ -10,7 +10,7 @@ import tracemalloc
 
 import pytest
 
-from orch_workers import keeper as keepers
+from orch_workers import patience
 from orch_workers.checkpoint import find_and_restore
 from orch_workers.checkpoint.local import LocalStorage
 from orch_workers.checkpoint.staging import SLOTS
@@ -146,12 +146,12 @@ def test_what_is_held_while_storage_is_away_has_a_limit(machine):
 
 def test_pauses_between_tries_grow_to_a_limit_and_differ(monkeypatch):
     monkeypatch.undo()
-    nominal = [min(keepers.RETRY_MIN_S * 2**tries, keepers.RETRY_MAX_S) for tries in range(200)]
-    drawn = [[keepers._pause_s(tries + 1) for _ in range(20)] for tries in range(200)]
+    nominal = [min(patience.RETRY_MIN_S * 2**tries, patience.RETRY_MAX_S) for tries in range(200)]
+    drawn = [[patience.pause_s(tries + 1) for _ in range(20)] for tries in range(200)]
     for limit_s, pauses in zip(nominal, drawn, strict=True):
-        assert all(limit_s * (1 - keepers.RETRY_JITTER) <= pause <= limit_s for pause in pauses)
+        assert all(limit_s * (1 - patience.RETRY_JITTER) <= pause <= limit_s for pause in pauses)
         assert len(set(pauses)) > 1
-    assert max(map(max, drawn)) <= keepers.RETRY_MAX_S
+    assert max(map(max, drawn)) <= patience.RETRY_MAX_S
 
 
 def test_storage_that_refuses_to_delete_loses_no_commit(machine, monkeypatch):

@@ -26,10 +26,11 @@ from orch_workers.checkpoint.filling import fill
 from orch_workers.checkpoint.format import RankManifest, ShardRecord
 from orch_workers.checkpoint.rereading import Doubt
 from orch_workers.training.collection import no_collection
-from orch_workers.training.slots import Slot, SlotHeader, aligned, encode
+from orch_workers.training.slots import Slot, SlotHeader, aligned, encode, format_generation
 
 if TYPE_CHECKING:
     from orch_workers.checkpoint.catalog import Catalog, RestorePoint
+    from orch_workers.checkpoint.chain import Chain, Generation
 
 
 REMOVED_MAX = 20
@@ -120,6 +121,8 @@ def _assert_nothing_was_there(catalog: Catalog, rejected: list[Rejected], commit
         rejected += [
             Rejected(*point[:2], "no generation's record leads to it") for point in catalog.committed()
         ]
+    else:
+        rejected += _past_the_fork(catalog, chain, {r[:2] for r in rejected})
     where = f"{catalog.storage.url}/{catalog.job_id}"
     if rejected:
         raise NothingRestorable(
@@ -133,6 +136,23 @@ def _assert_nothing_was_there(catalog: Catalog, rejected: list[Rejected], commit
             f"and is it "
             f"mounted? Nothing was started from scratch"
         )
+
+
+def _past_the_fork(catalog: Catalog, chain: Chain, known: set[tuple[Generation, int]]) -> list[Rejected]:
+    """What ancestors saved after the step that the newest generation went on from; what they had saved before it is
+    gone, or the job would go on from there.
+    """
+    ancestors = {fork.generation: fork.until_step for fork in chain.ancestors}
+    newest = format_generation(chain.generation)
+    return [
+        Rejected(
+            *point[:2],
+            f"off the chain: generation {newest} has saved nothing and went on from step"
+            f" {ancestors[point.generation]}, which was removed",
+        )
+        for point in catalog.committed()
+        if point[:2] not in known and point.step > ancestors.get(point.generation, point.step)
+    ]
 
 
 def restore(
