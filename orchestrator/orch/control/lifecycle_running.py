@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 
 
 def agent_up(job: JobState, event: AgentUp, _now_us: int) -> Step:
-    job = with_agent(job, event.rank, status=AgentStatus.UP, node=event.node, pid=event.pid)
+    job = with_agent(
+        job, event.rank, status=AgentStatus.UP, node=event.node, node_id=event.node_id, pid=event.pid
+    )
     answers = f"agent of rank {event.rank} answers"
     if job.state is State.STOPPING or job.agents[event.rank].placed == job.attempt:
         return Step(job, (), answers)
@@ -218,7 +220,8 @@ def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
         node_state=event.node_state,
         drain_deadline_us=event.drain_deadline_us,
     )
-    node = job.agents[event.rank].node
+    agent = job.agents[event.rank]
+    node = agent.node_id or agent.node
     if not event.node_lost or not node:
         return lose(job, (event.rank,), failure, now_us)
     if node != job.lost_node:
@@ -228,10 +231,10 @@ def agent_lost(job: JobState, event: AgentLost, now_us: int) -> Step:
 
 def _lose_also(job: JobState, rank: int, now_us: int) -> Step:
     """Another worker of a machine that has been charged already: one machine is one preemption."""
-    job = lost(job, (rank,))
+    job, node = lost(job, (rank,)), job.agents[rank].node
     if leaving(job):  # not charged yet: that comes once for all, when the last one is gone
-        return _leave(job, now_us, f"{job.lost_node} took rank {rank} along")
-    reason = f"{job.lost_node} took rank {rank} along, charged already"
+        return _leave(job, now_us, f"{node} took rank {rank} along")
+    reason = f"{node} took rank {rank} along, charged already"
     if not alive(job):
         return requeued(job, reason, not_before_us=job.not_before_us)
     return _replace_agents(replace(job, state=State.RECOVERING), (rank,), reason)

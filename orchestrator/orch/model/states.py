@@ -41,6 +41,8 @@ class AgentState:
     """The attempt that placed it."""
     status: AgentStatus = AgentStatus.STARTING
     node: str = ""
+    node_id: str = ""
+    """Ray's name of the node; several can share a machine, and each goes away by itself."""
     pid: int | None = None
     outcome: str | None = None
     started: Generation | None = None
@@ -101,7 +103,9 @@ class JobState:
     cordoned: Mapping[str, int] = field(default_factory=dict)
     """Machines (Ray's node ids) that were said to go away → until when nothing is placed there."""
     lost_node: str = ""
-    """The machine whose loss was charged last, until a training process starts: the rest of it is free."""
+    """The node whose loss was charged last (Ray's name of it, where known), until a training process starts: the rest
+    of it is free.
+    """
     down: Generation | None = None
     """Newest generation whose training process is known to have ended; its late reports change nothing."""
     ending: Ending | None = None
