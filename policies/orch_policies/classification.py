@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import signal as signals
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["process_exit", "fatal", "hang", "agent_lost", "node_lost", "preempted", "bad_numbers"]
@@ -57,7 +57,7 @@ class Failure:
     """The last line of its traceback, likewise."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Failure:

@@ -10,7 +10,7 @@ Pure: events and the time that passed go in. Definitions: DESIGN section 1 (good
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orch.model import events as ev
@@ -56,7 +56,7 @@ class Books:
     lost_steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"us": dict(self.us)}
+        return {**vars(self), "us": dict(self.us)}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Books:

@@ -13,7 +13,7 @@ jitter comes from the seed. What happened, and what it is called: classification
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from orch_policies.classification import (
@@ -86,7 +86,7 @@ class Budgets:
 
     def to_dict(self) -> dict[str, Any]:
         codes = {name: list(getattr(self, name)) for name in ("stop_codes", "restart_codes")}
-        return asdict(self) | codes
+        return {**vars(self), **codes}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Budgets:
@@ -117,7 +117,7 @@ class Charges:
         return amount
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"marks": [[mark.budget, mark.highest_step] for mark in self.marks]}
+        return {**vars(self), "marks": [[mark.budget, mark.highest_step] for mark in self.marks]}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Charges:
@@ -150,7 +150,7 @@ class History:
         return amount
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"own_exits": list(self.own_exits)}
+        return {**vars(self), "own_exits": list(self.own_exits)}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> History:
@@ -173,7 +173,7 @@ class Decision:
     accuses_node: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Decision:

@@ -21,7 +21,7 @@ from orch_workers.checkpoint.chain import Chain
 from simulation.world import World
 
 BATCHES = 10
-SEEDS = int(os.environ.get("ORCH_SIMULATION_SEEDS", "1000"))
+SEEDS = int(os.environ.get("ORCH_SIMULATION_SEEDS", "2000"))
 ONE_SEED = os.environ.get("ORCH_SIMULATION_SEED")
 TEETH_SEEDS = 150
 TEETH_SEEDS_MAX = 3000
