@@ -61,11 +61,8 @@ def server() -> Iterator[Server]:
         shared.start()
         yield shared
         jobs = json.loads(shared.cli("status", "-o", "json").stdout)["jobs"]
-        for job in jobs:  # of tests that failed
-            if job["ended"] is None:
-                shared.cli("cancel", "--now", job["id"])
     finally:
-        shared.stop()
+        shared.put_away()
     assert_nothing_left(home, [job["id"] for job in jobs])
     shutil.rmtree(home)
 

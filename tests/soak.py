@@ -22,7 +22,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
 from orch.model.units import parse_duration_s
-from support import killed_tensorflow, repeating, repeating_nodes, soak_control, soak_mixed
+from support import (
+    interrupting,
+    killed_tensorflow,
+    repeating,
+    repeating_nodes,
+    rows,
+    soak_control,
+    soak_mixed,
+)
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, wait_for
@@ -109,6 +117,8 @@ PARTS: dict[str, tuple[Callable[[Server, random.Random, int], dict[str, Any]], i
     "controller": (controller, 10),
     "nodes": (repeating_nodes.nodes, 10),
     "transitions": (soak_control.transitions, 1),
+    "rows": (rows.rows, 10),
+    "interrupts": (interrupting.interrupts, 200),
 }
 
 
@@ -142,7 +152,7 @@ def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
         jobs = [job["id"] for job in server.client().jobs()]
         assert not placement_groups(server, *jobs)
     finally:
-        server.stop()
+        server.put_away()
     assert_nothing_left(home, jobs)
     shutil.rmtree(home)
     return {"part": part, "seed": seed, "took_s": round(time.monotonic() - began, 1), **found}

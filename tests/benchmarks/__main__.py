@@ -24,9 +24,7 @@ def main() -> int:
     parser.add_argument(
         "-n", type=int, default=REPETITIONS, help=f"repetitions of each (default {REPETITIONS})"
     )
-    parser.add_argument(
-        "--sides", nargs="+", choices=list(recovery.SIDES), default=recovery.DEFAULT_SIDES, help="of recovery"
-    )
+    parser.add_argument("--sides", nargs="+", choices=list(recovery.SIDES), help="of recovery")
     parser.add_argument(
         "--state",
         type=parse_size_bytes,
@@ -37,17 +35,22 @@ def main() -> int:
         "--works", type=float, default=recovery.WORKS_S, metavar="S",
         help=f"of recovery: seconds that a process has worked when it is killed (default {recovery.WORKS_S:g})",
     )  # fmt: skip
+    parser.add_argument(
+        "--victim", choices=recovery.VICTIMS, default=recovery.VICTIMS[0],
+        help="of recovery: whose SIGKILL; `agent` with orch's own sides alone, and `orch` by default",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of to stdout")
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     if given.n < 1:
         parser.error("-n: at least 1")
+    sides = given.sides or (["orch"] if given.victim == "agent" else recovery.DEFAULT_SIDES)
     console = Console()
     progress = Console(stderr=True, highlight=False)
     measures = {
         "recovery": lambda: recovery.measure(
-            given.n, given.sides, progress, state_bytes=given.state, works_s=given.works
+            given.n, sides, progress, state_bytes=given.state, works_s=given.works, victim=given.victim
         ),
         "submit": lambda: commands.measure_submit(given.n, progress),
         "status": lambda: commands.measure_status(given.n, progress),

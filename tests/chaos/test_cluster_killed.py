@@ -26,7 +26,7 @@ def own_server() -> Iterator[Server]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.put_away()
     shutil.rmtree(home)
 
 

@@ -9,9 +9,11 @@ import random
 
 import pytest
 
+from orch.model.commands import COMMANDS
+from orch.model.events import EVENTS
 from support.recovery import starts
 from support.server import Server
-from support.transitions import LIVES, live, pick
+from support.transitions import LIVES, NO_LIFE, live, pick
 
 pytestmark = pytest.mark.chaos
 
@@ -28,7 +30,13 @@ def test_at_places_of_an_undisturbed_life(server: Server, undisturbed: bytes, rn
 
 
 def test_at_places_of_a_disturbed_life(server: Server, undisturbed: bytes, rng: random.Random) -> None:
-    name = rng.choice([name for name in LIVES if name != "calm"])
+    name = rng.choice([name for name, life in LIVES.items() if name != "calm" and not life.takes_a_minute])
     places = pick(rng, name, OTHER_PLACES)
     print(f"{name}: killed at {places}")
     live(server, name, places, undisturbed)
+
+
+def test_every_event_and_command_has_its_life() -> None:
+    reached = {place.partition(":")[0] for life in LIVES.values() for place in life.places}
+    assert reached | NO_LIFE.keys() == EVENTS.keys() | COMMANDS.keys()
+    assert not reached & NO_LIFE.keys()

@@ -27,7 +27,7 @@ def short_lease() -> Iterator[Server]:
         yield server
         jobs = [job["id"] for job in server.client().jobs()]
     finally:
-        server.stop()
+        server.put_away()
     assert_nothing_left(home, jobs)
     shutil.rmtree(home)
 

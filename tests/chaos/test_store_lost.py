@@ -23,6 +23,6 @@ def test_jobs_go_on_from_their_storage_alone(undisturbed: bytes, rng: random.Ran
         server.start()
         jobs = lose_the_store(server, tmp_path / "storage", rng, undisturbed)
     finally:
-        server.stop()
+        server.put_away()
     assert_nothing_left(home, jobs)
     shutil.rmtree(home)

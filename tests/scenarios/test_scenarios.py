@@ -14,9 +14,11 @@ import pytest
 from scenarios.timeline import replay
 
 TIMELINES = sorted(Path(__file__).parent.glob("*.txt"))
+RECORDED = sorted(Path(__file__).parent.glob("recorded/*.txt"))
+"""Of real kills, by `ORCH_RECORD_TIMELINES=tests/scenarios/recorded python -m tests.soak rows nodes transitions`."""
 
 
-@pytest.mark.parametrize("path", TIMELINES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TIMELINES + RECORDED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_decisions_are_those_of_the_golden_timeline(path):
     written = path.read_text()
     now = replay(written)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import signal
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orch.control.home import Home
+from support.accounts import assert_accounts
 from support.leftovers import of_jobs
 from support.server import Server, wait_for
 
@@ -24,9 +26,12 @@ IN_MEMORY_OR_STORAGE = {"memory", "storage"}
 class Victim:
     """One run of the job, and the hands that kill parts of it."""
 
-    def __init__(self, server: Server, *options: str, folder: Path = JOB_FOLDER) -> None:
+    def __init__(
+        self, server: Server, *options: str, folder: Path = JOB_FOLDER, job: str | None = None
+    ) -> None:
+        """`job`: one that is there, or will be, without being submitted."""
         self.server = server
-        self.id = server.submit(folder, *options)
+        self.id = server.submit(folder, *options) if job is None else job
 
     # looking
 
@@ -80,9 +85,9 @@ class Victim:
     # afterwards
 
     def finish(self) -> dict[str, Any]:
-        """Waits for success; the detail document."""
+        """Waits for success; the detail document. Its accounts are looked at."""
         self.server.cli("wait", self.id)
-        return self.detail()
+        return assert_accounts(self.server, self.id)
 
     def final_bytes(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -96,6 +101,20 @@ class Victim:
     def assert_nothing_left(self) -> None:
         """On this machine; what Ray still holds is asked once for many jobs (`placement_groups`): it takes seconds."""
         wait_for(f"nothing of {self.id} is left", lambda: not of_jobs(self.server.home, [self.id]), 20.0)
+
+
+class Held(Victim):
+    """Does no step from `hold` to `let_go`, whoever is killed in between."""
+
+    def __init__(self, server: Server, *options: str) -> None:
+        self._file = server.home / f"hold-{secrets.token_hex(4)}"
+        super().__init__(server, f"--set=env.HOLD={self._file}", *options)
+
+    def hold(self) -> None:
+        self._file.touch()
+
+    def let_go(self) -> None:
+        self._file.unlink(missing_ok=True)
 
 
 def kill(pid: int) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support import losing_nodes
+from support.accounts import keep_timeline
 from support.cutting_off import cut_off, refusal
 from support.holding_a_gpu import gpu_still_held
 from support.leftovers import assert_nothing_left
@@ -49,6 +50,8 @@ def nodes(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
         for number, name in enumerate(turns):
             try:
                 found[name].append(ROWS[name](server, pool, rng, undisturbed))
+                newest = server.client().jobs()[0]["id"]
+                keep_timeline(server, newest, f"node_{name.replace(' ', '_')}", f"its node, {name}.")
             except AssertionError as error:
                 raise AssertionError(f"turn {number} ({name}): {error}") from error
     finally:
@@ -72,7 +75,7 @@ def _lease(rng: random.Random) -> dict[str, Any]:
         found = cluster_frozen(server, rng)
         jobs = [job["id"] for job in server.client().jobs()]
     finally:
-        server.stop()
+        server.put_away()
     assert_nothing_left(home, jobs)
     shutil.rmtree(home)
     return found

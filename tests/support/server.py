@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from orch.api.client import Client
 from orch.cli.following import exit_code
 from orch.control.home import Home
 from orch.control.raylocal import ray_environment
+from orch.model.errors import OrchError
 
 WAIT_S = 90.0
 POLL_S = 0.02
@@ -67,6 +69,16 @@ class Server:
 
     def stop(self) -> None:
         self.cli("server", "stop")
+
+    def put_away(self) -> None:
+        """At the end of a test, whatever happened in it. A planned stop alone keeps what unfinished jobs hold in shared
+        memory, for the next start, which a home that is thrown away does not have.
+        """
+        with contextlib.suppress(OrchError):
+            for job in self.client().jobs():
+                if job["ended"] is None:
+                    self.cli("cancel", "--now", job["id"], check=None)
+        self.stop()
 
     def submit(self, folder: Path, *options: str) -> str:
         return self.cli("submit", str(folder / "job.yaml"), "--quiet", *options).stdout.strip()

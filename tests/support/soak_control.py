@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from support.accounts import keep_timeline
 from support.faketime import FakeTime
 from support.leftovers import assert_nothing_left
 from support.recovery import Victim, assert_recovered, starts
@@ -38,7 +39,10 @@ def transitions(server: Server, rng: random.Random, count: int) -> dict[str, Any
             while left:
                 places = sorted(left[: life.at_once], key=order.__getitem__)
                 left = left[life.at_once :]
-                took = live(server, name, places, undisturbed)["adopted_s"]
+                lived = live(server, name, places, undisturbed)
+                took = lived["adopted_s"]
+                told = f"life {name!r}, the controller killed at {', '.join(places)}."
+                keep_timeline(server, lived["victim"].id, f"controller_{name.replace(' ', '_')}", told)
                 print(f"{name}: killed at {places}, adopted after {took} s", file=sys.stderr, flush=True)
                 adopted += took
                 kills[name] = kills.get(name, 0) + len(places)
@@ -115,5 +119,5 @@ def _own_server(
         server.start(*options)
         yield server, home
     finally:
-        server.stop()
+        server.put_away()
     shutil.rmtree(home)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import secrets
+import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +15,8 @@ from typing import Any
 
 from orch.control.killpoints import COMMAND_MOMENTS, EVENT_MOMENTS, FILE_NAME, STRUCK_NAME
 from orch.model.commands import COMMANDS
-from support.recovery import STEPS, Victim, starts
+from support.accounts import assert_accounts
+from support.recovery import STEPS, Held, Victim, starts
 from support.server import Server, wait_for
 
 ONCE = frozenset({"Submitted", "Closed", "GangRemoved"})
@@ -36,17 +41,22 @@ class Life:
     def __init__(
         self,
         names: Sequence[str],
-        act: Callable[[Victim], object] = lambda victim: None,
+        act: Callable[[Any], object] = lambda victim: None,
         *,
         restarts: int = 0,
         ends: str = "SUCCEEDED",
         at_once: int = 4,
         slow: bool = False,
+        begin: Callable[..., Victim] = Victim,
+        then: Callable[[Any], object] = lambda victim: None,
+        takes_a_minute: bool = False,
     ) -> None:
         """`at_once`: kills in one such life; 1 where a kill at one place may leave the others out. `slow`: it must
-        not be over by itself while nobody takes the request that the life makes.
+        not be over by itself while nobody takes the request that the life makes. `begin`: makes the job; `then`:
+        done once all the kills have struck.
         """
         self.act, self.restarts, self.ends, self.at_once = act, restarts, ends, at_once
+        self.begin, self.then, self.takes_a_minute = begin, then, takes_a_minute
         self.options = ("--set=env.PACE_S=0.03",) if slow else ()
         self.places = [
             f"{name}:{moment}"
@@ -85,6 +95,40 @@ def _kill_controller(victim: Victim) -> None:
     assert victim.kill_controller()
 
 
+def _crash_and_stand_still(victim: Held) -> None:
+    """Its state is restored and told of, and no new step comes: Progressed says so again and again."""
+    _trained(victim)
+    victim.hold()
+    assert victim.kill_training()
+
+
+def _preempt_what_does_not_answer(victim: Victim) -> None:
+    """The agent is frozen, so nobody leaves; its time is over half a minute after its grace."""
+    _trained(victim)
+    os.kill(victim.events("AgentUp")[-1]["pid"], signal.SIGSTOP)
+    victim.server.cli("preempt", victim.id, "--grace", "1s", "--no-wait")
+
+
+class Stored(Victim):
+    """A job with a secret that its storage knows and the store does not."""
+
+    def __init__(self, server: Server, *_options: str) -> None:
+        pattern = next((server.home / "storage").glob("chaos-*/job.json"))
+        super().__init__(server, job=f"chaos-{secrets.token_hex(3)}")
+        self.storage = server.home / f"given-{self.id}"
+        shutil.copytree(pattern.parent / "code", self.storage / self.id / "code")
+        record = json.loads(pattern.read_text())
+        record |= {"job": self.id, "spec": {**record["spec"], "secrets": ["KEY"]}}
+        (self.storage / self.id / "job.json").write_text(json.dumps(record))
+
+
+def _recover_and_set_secrets(victim: Stored) -> None:
+    server = victim.server
+    server.cli("recover", str(victim.storage), victim.id)
+    server.env["KEY"] = "known again"
+    server.cli("secrets", victim.id)
+
+
 LIVES = {
     "calm": Life(
         [
@@ -106,7 +150,24 @@ LIVES = {
     "placed again": Life(["RemoveGang", "GangRemoved"], _preempt, restarts=1, at_once=1, slow=True),
     "cancelled": Life(["CancelRequested"], _cancel, ends="CANCELLED", slow=True),
     "controller killed": Life(["Adopted"], _kill_controller, slow=True),
+    "noticed": Life(["PreemptionNoticed"], _preempt, restarts=1, at_once=1, slow=True),
+    "restored and standing still": Life(
+        ["Progressed"], _crash_and_stand_still, restarts=1, begin=Held, then=Held.let_go
+    ),
+    "blocked": Life(["BlockedBecause", "Unblocked"], _recover_and_set_secrets, at_once=2, begin=Stored),
+    "overdue": Life(
+        ["StopOverdue"], _preempt_what_does_not_answer, restarts=1, at_once=1, slow=True, takes_a_minute=True
+    ),
 }
+
+NO_LIFE = {
+    "ResumeRequested": "nothing in orch asks for it yet",
+    "GangLost": "needs a gang that is taken away while its agents are there",
+    "TurnLost": "needs a second job that goes first",
+    "RaiseAttempt": "needs several ranks",
+    "KillAgents": "needs an agent that nobody expects",
+}
+"""Events and commands that none of these lives comes to, each with the reason."""
 
 
 def pick(rng: random.Random, life: str, count: int) -> list[str]:
@@ -145,15 +206,17 @@ def live(server: Server, name: str, places: Sequence[str], undisturbed: bytes) -
     # A place that a request passes is passed by the request that the life makes; all others come by themselves.
     struck.arm(places)
     try:
-        victim = Victim(server, *life.options)
+        victim = life.begin(server, *life.options)
         life.act(victim)
         wait_for(
             f"{name}: the controller has died at {places}",
             lambda: [place for place, _ in struck.lines("struck")] == list(places),
         )
+        life.then(victim)
         found = server.client().wait(victim.id, timeout_s=90)
         assert found["state"] == life.ends, found["reason"]
         events = server.client().events(victim.id).events
+        assert_accounts(server, victim.id)
         assert_nothing_twice(events)
         # An attempt whose agent nobody saw is made anew by the next controller: its row has no start.
         began = [start for start in starts(found) if start["started"]]

@@ -80,7 +80,7 @@ class Controller:
         self._waiting_since = time.monotonic()
         self._halted = False
         self._taken: StoreTakenError | None = None
-        self._points = KillPoints(home.root)
+        self.points = KillPoints(home.root)
         self._cordons: frozenset[str] = frozenset()
         self._asked_for_gang = False
         self.bell = Bell()
@@ -93,13 +93,13 @@ class Controller:
             tell=self.tell,
             watch=self._watch_soon,
             done=lambda: self._inbox.put(self._look),
-            points=self._points,
+            points=self.points,
             lease_s=lease_s,
         )
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
     def start(self) -> None:
-        self._points.look()
+        self.points.look()
         self.store.claim()
         self._thread.start()
 
@@ -170,7 +170,7 @@ class Controller:
 
     def _look(self) -> None:
         """The queue's turn, gangs that were granted meanwhile, commands that wait."""
-        self._points.look()
+        self.points.look()
         self.store.assert_held()  # one that has nothing to write must notice, too
         if self._halted:
             self._executor.look(only_ending=True)
@@ -225,7 +225,7 @@ class Controller:
     def apply(self, job: str, event: Event, entry: dict[str, Any] | None = None) -> None:
         """One event: consumed, decided, written down with its commands, all in one transaction."""
         now = now_us()
-        self._points.here(event, "before")
+        self.points.here(event, "before")
         with self.store.transaction() as transaction:
             if entry is not None and not transaction.consume(
                 job, entry["attempt"], entry["rank"], entry["seq"]
@@ -248,8 +248,8 @@ class Controller:
             tabulate(transaction, before, after, event, now, (entry or {}).get("extra") or {})
             for command in commands:
                 transaction.enqueue(job, command_to_dict(command), t_us=now)
-            self._points.here(event, "inside")
-        self._points.here(event, "after")
+            self.points.here(event, "inside")
+        self.points.here(event, "after")
         self.bell.ring(job)
         if commands or after.state in ENDED or after.state is State.QUEUED:
             self._inbox.put(self._look)
@@ -257,7 +257,7 @@ class Controller:
     def submit(self, event: Submitted, insert: Callable[[Any, JobState], None]) -> None:
         """Writes a new job down (`insert` puts its row) and gives it its place in the queue. Called through `ask`."""
         now = now_us()
-        self._points.here(event, "before")
+        self.points.here(event, "before")
         state, commands = lifecycle.begin(event, now)
         with self.store.transaction() as transaction:
             insert(transaction, state)
@@ -266,8 +266,8 @@ class Controller:
             )
             for command in commands:
                 transaction.enqueue(event.job, command_to_dict(command), t_us=now)
-            self._points.here(event, "inside")
-        self._points.here(event, "after")
+            self.points.here(event, "inside")
+        self.points.here(event, "after")
         self.bell.ring(event.job)
         self._look()
 

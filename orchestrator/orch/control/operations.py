@@ -339,7 +339,8 @@ class Operations:
         return self.job(job)
 
     def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:
-        outcome = self._controller.ask(lambda: put_back(self._store, stored, spec, url))
+        controller = self._controller
+        outcome = controller.ask(lambda: put_back(self._store, stored, spec, url, controller.points.here))
         return outcome, self.job(stored.job)
 
     def set_secrets(self, job: str, values: Mapping[str, str]) -> Document:

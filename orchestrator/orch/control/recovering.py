@@ -30,8 +30,8 @@ class Recovery:
 
     state: JobState
     row: NewJob
-    told: tuple[tuple[Mapping[str, Any], str], ...]
-    """Documents of events, each with its decision."""
+    told: tuple[tuple[Event, str], ...]
+    """Events, each with its decision."""
 
 
 def why_blocked(job: str, names: tuple[str, ...]) -> str:
@@ -53,7 +53,6 @@ def rebuilt(stored: StoredJob, spec: JobSpec, url: str, at_us: int) -> Recovery:
     began_us = min(stored.submitted_us, at_us)
     state, _ = lifecycle.begin(event, began_us)
     state = _with_step(state, stored)
-    document = {**event_to_dict(event), "recovered_from": url}
     row = NewJob(
         name=spec.job_name,
         spec=spec.model_dump(mode="json"),
@@ -72,14 +71,14 @@ def rebuilt(stored: StoredJob, spec: JobSpec, url: str, at_us: int) -> Recovery:
             exit_code=stored.end["exit_code"],
             ended_us=ended_us,
         )
-        return Recovery(state, row, ((document, f"read back from {url}: it was over already"),))
+        return Recovery(state, row, ((event, f"read back from {url}: it was over already"),))
     went_on = _sentence(stored, url)
     state = replace(_older(state, at_us), attempt=next_attempt(stored) - 1, reason=went_on)
-    told = [(document, went_on)]
+    told: list[tuple[Event, str]] = [(event, went_on)]
     if spec.secrets:
         blocked = BlockedBecause(reason=why_blocked(stored.job, spec.secrets))
         state, _ = lifecycle.advance(state, blocked, at_us)
-        told.append((event_to_dict(blocked), blocked.reason))
+        told.append((blocked, blocked.reason))
     return Recovery(state, row, tuple(told))
 
 
@@ -114,20 +113,37 @@ def _older(state: JobState, now_us: int) -> JobState:
     )
 
 
-def put_back(store: Store, stored: StoredJob, spec: JobSpec, url: str) -> str:
-    """Writes it down, once: "resumed", "blocked", "ended", or "known" where the store has the job already."""
+def put_back(
+    store: Store,
+    stored: StoredJob,
+    spec: JobSpec,
+    url: str,
+    here: Callable[[Event, str], None] = lambda *_: None,
+) -> str:
+    """Writes it down, once: "resumed", "blocked", "ended", or "known" where the store has the job already.
+
+    `here` is told of each event before its transaction, inside and after it (`orch.control.killpoints`).
+    """
     try:
         store.state(stored.job)
     except NoSuchJob:
         found = rebuilt(stored, spec, url, now_us())
     else:
         return "known"
+    for event, _ in found.told:
+        here(event, "before")
     with store.transaction() as transaction:
         transaction.insert_job(found.row, found.state)
-        for document, decision in found.told:
+        for event, decision in found.told:
+            whence = {"recovered_from": url} if isinstance(event, Submitted) else {}
+            document = {**event_to_dict(event), **whence}
             transaction.append_event(stored.job, document, t_us=found.state.seen_us, decision=decision)
         for point in stored.checkpoints:
             _put_checkpoint(transaction, stored.job, point)
+        for event, _ in found.told:
+            here(event, "inside")
+    for event, _ in found.told:
+        here(event, "after")
     if found.state.ended:
         return "ended"
     return "blocked" if found.state.state is State.BLOCKED else "resumed"
