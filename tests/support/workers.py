@@ -226,9 +226,13 @@ class Machine:
     def go(self, name: str) -> None:
         """The training process waits for `name` (`wait`) and goes on."""
         path = self.workdir / name
-        wait_for(f"the training process waits for {name}", path.exists, LIMIT_S)
+        self.waits(name)
         path.write_text("go")
         path.unlink()
+
+    def waits(self, name: str) -> None:
+        """Until the training process waits for `name`."""
+        wait_for(f"the training process waits for {name}", (self.workdir / name).exists, LIMIT_S)
 
     def files(self, part: str) -> list[str]:
         """Objects of the job below `part`, in storage; not what is still being written under another name."""

@@ -12,13 +12,14 @@ from typing import Any
 from orch_policies.lease import Answer, Verdict
 from orch_workers.config import WorkerConfig
 from orch_workers.contact import ContactWatch
+from orch_workers.errors import SecretsUnavailableError
 from orch_workers.parting import leave_cluster
 from orch_workers.preemption import Leaving, Moment, Notice, Watcher, deadline_in, sigterm, sources_of
 from orch_workers.remains import sweep_remains
 from orch_workers.reports import Reports
 from orch_workers.shared import assert_shared
 from orch_workers.sweep import sweep_job
-from orch_workers.worker import SecretsUnavailableError, Worker
+from orch_workers.worker import Worker
 
 CONTROLLER = ("controller", "orch")
 """Name and namespace of the actor that has the secrets."""

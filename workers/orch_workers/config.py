@@ -64,6 +64,10 @@ class WorkerConfig:
     """How long the agent goes on without its cluster."""
     share: str = ""
     """Keeps apart what nodes that share a machine have in /dev/shm and /tmp; see `placed`."""
+    files: tuple[str, ...] = ()
+    """Patterns of files that the script writes as its own checkpoints; with them nothing else is kept."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Names and the expressions that find their numbers in lines of the log."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
 
@@ -72,7 +76,7 @@ class WorkerConfig:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WorkerConfig:
-        tuples = {name: tuple(document.get(name, ())) for name in ("secret_names", "outputs")}
+        tuples = {name: tuple(document.get(name, ())) for name in ("secret_names", "outputs", "files")}
         return cls(**{**document, **tuples})
 
     def placed(self, environment: Mapping[str, str]) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orch_policies.classification import Failure
@@ -51,13 +51,16 @@ class HangWatch:
         self._said_so = False
 
     def look_at(self, launcher: Launcher, restored_step: int, *, finished: bool) -> Hang | None:
-        return self.look(
-            launcher.progress() if launcher.said_hello else None,
+        hang = self.look(
+            launcher.beat(),
             restored_step=restored_step,
             saving=launcher.waits_for_slot,
             finished=finished,
             pids=launcher.pids,
         )
+        if hang is None:
+            return None
+        return replace(hang, failure=replace(hang.failure, step=launcher.progress().step))
 
     def began(self) -> None:
         """A process was started."""

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from orch.model.generation import Generation
 from orch_policies.retention import Rules
 from orch_workers import poison
-from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import (
@@ -35,14 +34,16 @@ from orch_workers.checkpoint.retaining import Retainer
 from orch_workers.checkpoint.staging import RESTORE_INDEX, Given, Snapshot, Staging
 from orch_workers.checkpoint.storage import open_storage
 from orch_workers.checkpoint.sweeping import Sweeper
+from orch_workers.checkpoint.writer import Committed
 from orch_workers.config import WorkerConfig
 from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
 from orch_workers.patience import patiently, pause_s
 from orch_workers.prepared import Filled, Prepared
-from orch_workers.restoring import Look
+from orch_workers.restoring import Look, Stored
+from orch_workers.slot_storage import bring_slot, commit_slot
+from orch_workers.speaking import Speaking
 from orch_workers.training.protocol import IN_MEMORY
-from orch_workers.training.slots import Slot
 
 __all__ = ["Keeper", "NothingRestorable", "Prepared"]
 
@@ -53,7 +54,7 @@ HURRIED_MAX_S = 1.0
 COMMITTED_REMEMBERED = 16
 
 
-class Keeper:
+class Keeper(Speaking):
     """Thread-safe. `tell(step, generation, size_bytes, seconds_s, extra)` for every commit; `note` for people."""
 
     def __init__(
@@ -67,6 +68,7 @@ class Keeper:
         stopping: threading.Event,
     ) -> None:
         self._config, self._tell, self._note, self._superseded = config, tell, note, superseded
+        self._trouble = ""
         self._stopping = stopping
         env = {**config.env, **secrets}
         self.storage = open_storage(config.storage_url, config.storage_options, env, unfenced=config.unfenced)
@@ -74,8 +76,7 @@ class Keeper:
         self._retainer = Retainer(self.catalog, Rules.from_dict(config.keep))
         self.pacing = Pacing.of(config)
         self._lock = threading.Condition()
-        fallback = config.paths.job / f"snapshots-{config.rank}"
-        self._staging = Staging(config.paths.snapshots, config.rank, fallback=fallback, warn=note)
+        self._staging = self._make_staging()
         self._chain: Chain | None = None  # of the newest generation that has a state
         self._next: Chain | None = None  # of the generation that is starting
         self._begun: Chain | None = None  # the newest that is written down in storage
@@ -84,7 +85,6 @@ class Keeper:
         self._filled: list[Filled] = []
         self._writing: Filled | None = None
         self._closed = False
-        self._trouble = ""
         self._committed: set[tuple[tuple[int, int], int]] = set()
         history = dict(config.policy.get("history") or {})
         self._committed_step = int(history.get("committed_step") or 0)
@@ -97,6 +97,10 @@ class Keeper:
         self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
 
     # set-up
+
+    def _make_staging(self) -> Staging:
+        paths, rank = self._config.paths, self._config.rank
+        return Staging(paths.snapshots, rank, fallback=paths.job / f"snapshots-{rank}", warn=self._note)
 
     def open(self) -> None:
         """Finds the chain in storage and in what an earlier agent left here; adopts its newest snapshot.
@@ -179,14 +183,7 @@ class Keeper:
             return Prepared.of(trusted, "memory")  # storage has nothing newer, and need not be asked
 
         look = Look(
-            lambda: reader.find_and_restore(
-                self.catalog,
-                self._config.rank,
-                self._make_restore_file,
-                newer_than=-1 if memory is None else memory.step,
-                committed_before=self._committed_step > 0,
-                world_size=self._config.world_size,
-            ),
+            lambda: self._find_stored(-1 if memory is None else memory.step),
             memory_step=-1 if memory is None else memory.step,
             committed_step=self._committed_step,
         )
@@ -207,6 +204,11 @@ class Keeper:
         if stored is not None:
             return Prepared.of(stored, "storage")
         return None if memory is None else Prepared.of(memory, "memory")
+
+    def _find_stored(self, memory_step: int) -> Stored | None:
+        """The newest in storage that is newer than what is here, brought here."""
+        known = self._committed_step > 0
+        return bring_slot(self.catalog, self._config, self._make_restore_file, memory_step, known=known)
 
     def _make_restore_file(self, size_bytes: int) -> Path:
         with self._lock:
@@ -258,8 +260,10 @@ class Keeper:
         except (CheckpointError, StorageError):
             pass
 
-    def process_gone(self) -> None:
-        """The training process is dead: a slot it was filling is free again, one it had just filled is kept safe."""
+    def process_gone(self, *, well: bool = False) -> None:
+        """The training process is dead (`well`: it exited with code 0): a slot it was filling is free again, one it
+        had just filled is kept safe.
+        """
         with self._lock:
             self._staging.abandon()
             self._queue_newest({"reason": "process ended"})
@@ -385,18 +389,7 @@ class Keeper:
         chain = self._chain
         assert chain is not None
         self._begin(chain)
-        slot = Slot(filled.snapshot.path)
-        try:
-            done = writer.commit(
-                self.catalog,
-                slot,
-                rank=self._config.rank,
-                world_size=self._config.world_size,
-                code_digest=self._config.code_digest,
-                blocked_s=filled.info.get("blocked_s"),
-            )
-        finally:
-            slot.close()
+        done = self._commit(filled)
         with self._lock:
             own = (self._chain or chain).generation  # by now: this process may have begun anew meanwhile
         confirm(self.catalog, done.generation, done.step, self._config.world_size, by=own)
@@ -413,6 +406,9 @@ class Keeper:
             "deleted": [[str(Generation(*point.generation)), point.step] for point in removed],
         }
         self._tell(done.step, Generation(*done.generation), done.size_bytes, done.seconds_s, extra)
+
+    def _commit(self, filled: Filled) -> Committed:
+        return commit_slot(self.catalog, self._config, filled)
 
     def _on_their_way(self) -> list[tuple[tuple[int, int], int]]:
         with self._lock:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from orch_workers.checkpoint.errors import NothingRestorable, StorageUnavailable
-from orch_workers.checkpoint.reader import Restored
+from orch_workers.checkpoint.reader import Found, Restored
+
+Stored = Restored | Found[Any]
+"""What was brought here from storage."""
 
 LISTS_MAX = 5
 """So often a list that lacks what is known to have been committed is asked for again: it may be behind."""
@@ -17,11 +21,11 @@ class Look:
     After that its word counts: a person may have removed it. `memory_step`: what need not come from storage.
     """
 
-    def __init__(self, find: Callable[[], Restored | None], *, memory_step: int, committed_step: int) -> None:
+    def __init__(self, find: Callable[[], Stored | None], *, memory_step: int, committed_step: int) -> None:
         self._find, self._memory_step, self._committed_step = find, memory_step, committed_step
         self._lists = 0
 
-    def __call__(self) -> Restored | None:
+    def __call__(self) -> Stored | None:
         """None: what is in memory is the newest, or there never was anything."""
         self._lists += 1
         may_be_behind = self._lists <= LISTS_MAX

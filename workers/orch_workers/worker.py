@@ -30,6 +30,8 @@ from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
 from orch_workers.ending import Homecoming
+from orch_workers.errors import SecretsUnavailableError
+from orch_workers.files.keeper import FilesKeeper
 from orch_workers.hangs import HangWatch
 from orch_workers.judging import Judge
 from orch_workers.keeper import Keeper
@@ -53,10 +55,6 @@ TICK_RECOVERING_S = 0.02
 """The same while the first new step after a start is awaited: its time is reported."""
 
 log = logging.getLogger(__name__)
-
-
-class SecretsUnavailableError(Exception):
-    """The controller has the job's secrets and cannot open them: a person must act."""
 
 
 class Worker:
@@ -163,7 +161,7 @@ class Worker:
     def _set_up(self) -> None:
         secrets = self._secrets()
         self._log.redactor = Redactor(secrets.values())
-        self._keeper = Keeper(
+        self._keeper = (FilesKeeper if self._config.files else Keeper)(
             self._config,
             secrets,
             tell=self._tell_committed,
@@ -173,6 +171,7 @@ class Worker:
         )
         self._launcher = Launcher(self._config, secrets, self, self._keeper)
         self._recovery.reached = self._launcher.prepare()
+        self._keeper.attach(self._launcher)
         self._keeper.open()
         restart, end = self._reports.left_behind(self._config.attempt)
         self._generation = Generation(self._config.attempt, restart)
@@ -280,7 +279,7 @@ class Worker:
         assert self._launcher is not None
         assert self._keeper is not None
         self._look_at_page()
-        known = self._launcher.said_hello
+        known = self._launcher.tells_steps
         step = self._launcher.progress().step or self._recovery.restored_step or 0
         self._recovery.exited(at_ns)
         self._awaiting_exit = False
@@ -289,14 +288,14 @@ class Worker:
         if succeeded:
             # Before anything that takes time: whoever comes after this agent must not run the command again.
             self._note_success(step)
-        self._keeper.process_gone()
+        self._keeper.process_gone(well=code == 0)
         if succeeded:
             reason = "the command exited with code 0" if code == 0 else "the drill's last step is reached"
-            self._end("succeeded", reason, exit_code=code, step=step)
+            self._end("succeeded", reason, exit_code=code, step=self._launcher.progress().step or step)
         elif self.stopping.is_set():
             self._end(self._stop.outcome, self._stop.reason or "left when told to", exit_code=code, step=step)
         else:
-            self._decide(code, signal, step if known else None, at_ns)
+            self._decide(code, signal, self._keeper.failed_at(step if known else None, code, signal), at_ns)
 
     def _note_success(self, step: int) -> None:  # on a full disk it is told all the same
         try:
@@ -442,9 +441,8 @@ class Worker:
     def _state(self) -> dict[str, Any]:
         """What is told beside notes and metrics."""
         launcher, keeper = self._launcher, self._keeper
-        listening = launcher is not None and launcher.said_hello
         return {
-            "page": launcher.progress() if launcher is not None and listening else None,
+            "page": launcher.progress() if launcher is not None and launcher.tells_steps else None,
             "usage": launcher.usage() if launcher is not None else {},
             **(keeper.status() if keeper is not None else {}),
         }

@@ -114,5 +114,7 @@ def agent_config(
         memory_bytes=spec.resources.memory_bytes,
         drill={} if spec.drill is None else spec.drill.model_dump(mode="json"),
         lease_s=lease_s,
+        files=spec.checkpoint.files,
+        metrics=dict(spec.metrics),
         policy=dict(command.policy),
     )

@@ -101,7 +101,8 @@ class Operations:
         source = Path(spec.workdir)
         if code is not None:
             source = self._uploaded(code.digest)
-        protected = (code is not None or spec.ship == "never") and imports_orch(source, spec.run)
+        has_code = code is not None or spec.ship == "never"
+        protected = bool(spec.checkpoint.files) or (has_code and imports_orch(source, spec.run))
         storage = self._storage(spec, {**spec.env, **submission.secrets})
         name = spec.job_name
         # A submit that is repeated, because the controller died over it, finds its own record in storage.

@@ -35,8 +35,10 @@ __all__ = [
     "Duration",
     "EnvName",
     "EnvValue",
+    "Expression",
     "HangRule",
     "JobName",
+    "MetricName",
     "Patterns",
     "PositiveDuration",
     "SecretNames",
@@ -153,6 +155,59 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False, max_length=LIST_ITEMS_MAX)]
 SecretNames = Annotated[
     tuple[EnvName, ...], Field(strict=False, max_length=LIST_ITEMS_MAX), AfterValidator(_distinct)
+]
+
+
+METRICS_MAX = 50
+EXPRESSION_CHARS_MAX = 500
+_METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{0,63}")
+
+
+def _metric_name(value: str) -> str:
+    if not _METRIC.fullmatch(value):
+        refuse(
+            f"{shown(value)} can be no metric's name",
+            allowed="letters, digits, _ . / and -, beginning with a letter, at most 64 characters",
+        )
+    return value
+
+
+def _expression(value: str) -> str:
+    """A regular expression whose first group is the number; one that could search for ever is refused."""
+    try:
+        groups = re.compile(value).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        refuse(f"{shown(value)} is no regular expression: {error}")
+    if groups < 1:
+        refuse(f"{shown(value)} has no group", allowed="parentheses around the number, as in loss=([0-9.]+)")
+    if _repeats_a_repeat(value):
+        refuse(
+            f"{shown(value)} repeats what repeats, and could search one line for ever",
+            allowed="no * or + behind a group that has one inside",
+        )
+    return value
+
+
+def _repeats_a_repeat(expression: str) -> bool:
+    """Whether a group with an endless repeat in it is itself repeated without end."""
+    text = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", expression)
+    inside = [False]
+    for at, character in enumerate(text):
+        is_endless = re.match(r"[*+]|\{\d*,\}", text[at:]) is not None
+        if character == "(":
+            inside.append(False)
+        elif character == ")" and len(inside) > 1:
+            repeats = inside.pop()
+            if repeats and re.match(r"[*+]|\{\d*,\}", text[at + 1 :]):
+                return True
+            inside[-1] |= repeats
+        inside[-1] |= is_endless
+    return False
+
+
+MetricName = Annotated[str, AfterValidator(_metric_name)]
+Expression = Annotated[
+    str, _text(EXPRESSION_CHARS_MAX), AfterValidator(_not_blank), AfterValidator(_expression)
 ]
 
 

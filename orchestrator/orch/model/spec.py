@@ -290,6 +290,8 @@ class JobSpec(_Model):
     """How many workers, and the GPUs, CPU cores and memory of each."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """Where the state is kept, when it is saved, and for how long."""
+    metrics: dict[fields.MetricName, fields.Expression] = Field(default={}, max_length=fields.METRICS_MAX)
+    """Of a script without orch: regular expressions that find numbers in the lines of its log."""
     restart: RestartSpec = RestartSpec()
     """How often what may go wrong."""
     priority: Annotated[int, fields.whole(-PRIORITY_MAX, PRIORITY_MAX)] = 0
@@ -303,6 +305,28 @@ class JobSpec(_Model):
         both = sorted(set(value) & set(info.data.get("env", {})))
         if both:
             fields.refuse(f"{', '.join(both)} stands under `env` too", allowed="each name in one of the two")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _of_files(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        checkpoint = info.data.get("checkpoint")
+        if value and checkpoint is not None and not checkpoint.files:
+            fields.refuse(
+                "is for scripts whose own files are kept (`checkpoint.files`)",
+                allowed="run.step(loss=…) in a script that uses `import orch`",
+            )
+        return value
+
+    @field_validator("restart")
+    @classmethod
+    def _possible_restart(cls, value: RestartSpec, info: ValidationInfo) -> RestartSpec:
+        checkpoint = info.data.get("checkpoint")
+        if checkpoint is not None and checkpoint.files and value.on_nan == "rollback":
+            fields.refuse(
+                "`on_nan: rollback` leaves out data, which orch does not hand to a script that keeps its own files",
+                allowed="on_nan: stop",
+            )
         return value
 
     @property
@@ -338,9 +362,5 @@ def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
         )
     if spec.resources.workers > 1:
         yield "resources.workers", "a job of more than one worker", "ask for 1"
-    if checkpoint.files:
-        yield (
-            "checkpoint.files",
-            "keeping files that the script writes itself",
-            "remove the key, and use `import orch` in the script to have its state kept",
-        )
+    if checkpoint.files and spec.resources.workers > 1:
+        yield "checkpoint.files", "keeping the files of several workers", "ask for one worker"

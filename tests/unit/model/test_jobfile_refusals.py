@@ -241,11 +241,33 @@ ONE_PROBLEM = {
         "in this version",
         None,
     ),
-    "own files, not yet": (
-        "run: x\ncheckpoint:\n  files: [m.pt]\n",
+    "metrics without files": ("run: x\nmetrics: {loss: 'l=(.)'}\n", 2, "metrics", "is for scripts", None),
+    "metric without a group": (
+        "run: x\ncheckpoint: {files: [m]}\nmetrics:\n  loss: 'loss=.*'\n",
+        4,
+        "metrics.loss",
+        "has no group",
+        None,
+    ),
+    "metric that is no expression": (
+        "run: x\ncheckpoint: {files: [m]}\nmetrics:\n  loss: 'loss=('\n",
+        4,
+        "metrics.loss",
+        "is no regular expression",
+        None,
+    ),
+    "metric that searches for ever": (
+        "run: x\ncheckpoint: {files: [m]}\nmetrics:\n  loss: '(([0-9]+)*)x'\n",
+        4,
+        "metrics.loss",
+        "repeats what repeats",
+        None,
+    ),
+    "rollback of own files": (
+        "run: x\ncheckpoint: {files: [m]}\nrestart: {on_nan: rollback}\n",
         3,
-        "checkpoint.files",
-        "in this version",
+        "restart",
+        "leaves out data",
         None,
     ),
 }

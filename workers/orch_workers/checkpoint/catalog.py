@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from orch_workers.checkpoint import sweeping
+from orch_workers.checkpoint import blobs, sweeping
 from orch_workers.checkpoint.chain import Chain, Generation, strict_generation, tuple_of
 from orch_workers.checkpoint.errors import (
     AlreadyExists,
@@ -344,9 +344,18 @@ class Catalog:
 
     def remove(self, point: RestorePoint) -> None:
         """Ends a checkpoint: after the first deletion it does not exist, whatever happens to the others."""
+        parts = [self.path(folder, *_place(point.generation, point.step)) for folder in _PARTS]
+        shards = self.storage.list(parts[1])
+        named = set[str]()
+        if not shards:  # one of files has none: its bytes are shared with others
+            with contextlib.suppress(Damaged):
+                named = blobs.named_by(self, point)
         self.storage.delete(self.manifest_path(point.generation, point.step))
-        for folder in _PARTS:
-            self._delete_below(self.path(folder, *_place(point.generation, point.step)))
+        self._delete_below(parts[0])
+        for entry in shards:
+            self.storage.delete(entry.path)
+        if named:
+            blobs.remove_unnamed(self, named)
         # Once more, against a writer that was asleep and has committed it again meanwhile (see fencing.py).
         self.storage.delete(self.manifest_path(point.generation, point.step))
         self.storage.delete(self.quarantine_path(point.generation, point.step))
@@ -365,7 +374,7 @@ class Catalog:
 
     def delete_all(self) -> None:
         """Removes everything of the job: its checkpoints, logs and code."""
-        for folder in ("manifests", *_PARTS):
+        for folder in ("manifests", *_PARTS, blobs.FOLDER):
             self._delete_below(self.path(folder))
         self._delete_below(self.job_id)
 

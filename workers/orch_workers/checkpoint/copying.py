@@ -10,6 +10,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
+from orch_workers.checkpoint import blobs
 from orch_workers.checkpoint.content import Content, matches, read_exactly, shard_problems
 from orch_workers.checkpoint.errors import AlreadyExists, CheckpointError, Damaged, NotFound
 from orch_workers.checkpoint.format import DIGEST_CHUNK_BYTES, MANIFEST_BYTES_MAX
@@ -55,6 +56,7 @@ def copy(source: Catalog, point: RestorePoint, target: Catalog, *, moved: Moved 
                 there_bytes += _copy_shard(source, target, part, number, pool)
                 if moved is not None:
                     moved(shard.size_bytes)
+    there_bytes += _copy_blobs(content, target, moved)
     for rank in range(len(content.ranks)):
         _copy_object(source, target, source.rank_path(point.generation, point.step, rank))
     new = _copy_object(source, target, source.manifest_path(point.generation, point.step))
@@ -121,6 +123,23 @@ def _copy_shard(
     return shard.size_bytes
 
 
+def _copy_blobs(content: Content, target: Catalog, moved: Moved | None) -> int:
+    """The bytes of files; how many of them were there already. What is there and does not match is replaced."""
+    there_bytes = 0
+    for part in blobs.parts_of(content.ranks).values():
+        data = memoryview(bytearray(part.size_bytes))
+        try:
+            blobs.read(target, part, data)
+            there_bytes += part.size_bytes
+        except Damaged:
+            blobs.read(content.catalog, part, data)
+            target.storage.delete(blobs.path_of(target, part))
+            target.storage.create(blobs.path_of(target, part), data)
+        if moved is not None:
+            moved(part.size_bytes)
+    return there_bytes
+
+
 def _read_shard(catalog: Catalog, part: RankManifest, number: int, pool: ThreadPoolExecutor) -> memoryview:
     """A whole shard, header and every tensor checked."""
     shard = part.shards[number]
@@ -151,7 +170,9 @@ def _read_shard(catalog: Catalog, part: RankManifest, number: int, pool: ThreadP
 
 def bytes_of(source: Catalog, point: RestorePoint) -> int:
     """What a copy will move, for whoever shows progress. Damaged: it cannot be copied anyway."""
-    return sum(shard.size_bytes for _, shard in Content.open(source, point).shards())
+    content = Content.open(source, point)
+    files = sum(part.size_bytes for part in blobs.parts_of(content.ranks).values())
+    return files + sum(shard.size_bytes for _, shard in content.shards())
 
 
 __all__ = ["Copied", "bytes_of", "copy"]

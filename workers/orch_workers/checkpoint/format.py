@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from posixpath import dirname, join, normpath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import xxhash
@@ -86,6 +87,34 @@ class ShardRecord(_Record):
     header_digest: Digest
 
 
+class PartRecord(_Record):
+    """A piece of a file's bytes: the object `blobs/<digest>-<size_bytes>`, which other checkpoints may share."""
+
+    digest: Digest
+    """xxh3-128 of the piece."""
+    size_bytes: Count
+
+    @property
+    def name(self) -> str:
+        return f"{self.digest}-{self.size_bytes}"
+
+
+class FileRecord(_Record):
+    """A file that the user's own code wrote (`kind: files`)."""
+
+    path: Name
+    """Below the job's working folder, with `/`."""
+    size_bytes: Count
+    mode: Annotated[int, Field(ge=0, le=0o7777, strict=True)] = 0o644
+    mtime_ns: int = 0
+    link: str = ""
+    """Of a symbolic link its target, relative to it; such a one has no parts."""
+    format: str = ""
+    """What it was found to be (`torch`, `hdf5`, …), "" for what is not known."""
+    parts: tuple[PartRecord, ...] = ()
+    """In order; together they are the file."""
+
+
 class RankManifest(_Record):
     """`ranks/G/S/R.json`: everything one rank saved."""
 
@@ -100,6 +129,8 @@ class RankManifest(_Record):
     data_bytes: Count
     shards: tuple[ShardRecord, ...]
     tensors: tuple[TensorRecord, ...]
+    files: tuple[FileRecord, ...] = ()
+    """Of a checkpoint of `kind: files`, which has neither shards nor tensors."""
     meta: dict[str, Any]
     """The snapshot's description without its entries: the typed tree, epoch, metrics, frameworks, …"""
 
@@ -323,6 +354,7 @@ def parse_rank(data: bytes, *, job: str, generation: Generation, step: int, rank
         if manifest.rank != rank:
             raise Damaged(f"rank manifest: is of rank {manifest.rank}, not {rank}")
         _check_layout(manifest)
+        _check_files(manifest)
     return manifest
 
 
@@ -384,6 +416,28 @@ def _check_layout(manifest: RankManifest) -> None:
         if any(offset + length > whole for offset, length, whole in outside):
             raise Damaged(f"rank manifest: tensor {tensor.name!r} lies outside its global shape")
         end = tensor.start + tensor.size_bytes
+
+
+def _check_files(manifest: RankManifest) -> None:
+    """Names that stay inside the working folder, each once, and parts that make the whole."""
+    names = set[str]()
+    for file in manifest.files:
+        parts = file.path.split("/")
+        if (
+            file.path in names
+            or file.path.startswith("/")
+            or {"", ".", ".."} & set(parts)
+            or "\0" in file.path
+        ):
+            raise Damaged(f"rank manifest: {shown(file.path)!r} is no file's path, or is there twice")
+        target = normpath(join(dirname(file.path), file.link))
+        if file.link and (file.link.startswith("/") or target.split("/")[0] == ".."):
+            raise Damaged(f"rank manifest: the link {shown(file.path)!r} leaves the working folder")
+        if sum(part.size_bytes for part in file.parts) != (0 if file.link else file.size_bytes):
+            raise Damaged(
+                f"rank manifest: the parts of {shown(file.path)!r} do not make its {file.size_bytes} bytes"
+            )
+        names.add(file.path)
 
 
 def _size_problem(dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from orch_workers.checkpoint.errors import (
     Damaged,
@@ -39,6 +39,19 @@ Target = Path | str | Callable[[int], Path | str]
 """Where the slot file goes: a path, or what makes one of at least so many bytes (data and description)."""
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What was read of a restore point, and what was found damaged before (and quarantined)."""
+
+    point: RestorePoint
+    what: T
+    seconds_s: float
+    rejected: tuple[Rejected, ...] = ()
+
+
 @dataclass(frozen=True)
 class Restored:
     """What was restored, and what was found damaged before (and quarantined)."""
@@ -60,14 +73,36 @@ def find_and_restore(
     committed_before: bool = False,
     world_size: int | None = None,
 ) -> Restored | None:
-    """Restores the newest restore point that is whole; quarantines what is damaged on the way.
+    """`find_and_read` of the state of one rank, into a slot at `target`. Also raises OSError, when there is no room
+    for the slot.
+    """
+    found = find_and_read(
+        catalog,
+        lambda point: restore(catalog, point, rank, target, world_size=world_size),
+        newer_than=newer_than,
+        committed_before=committed_before,
+    )
+    if found is None:
+        return None
+    header, path = found.what
+    return Restored(found.point, header, path, header.data_bytes, found.seconds_s, found.rejected)
+
+
+def find_and_read(
+    catalog: Catalog,
+    read: Callable[[RestorePoint], T],
+    *,
+    newer_than: int = -1,
+    committed_before: bool = False,
+) -> Found[T] | None:
+    """The newest restore point that `read` finds whole (no Damaged); quarantines what is damaged on the way.
 
     None when the job has nothing to restore. `newer_than`: a step that the caller has in memory; older or
     equal restore points are then not looked at (None: memory is the newest). `committed_before`: the caller
     knows that something was committed, so an empty storage is a missing one.
 
     Raises NothingRestorable when checkpoints exist and none can be restored, a StorageError when storage
-    cannot be reached (nothing is concluded from that), OSError when there is no room for the slot.
+    cannot be reached (nothing is concluded from that).
     """
     rejected: list[Rejected] = []
     removed: list[Rejected] = []
@@ -78,7 +113,7 @@ def find_and_restore(
             return None
         began = time.monotonic()
         try:
-            header, path = restore(catalog, point, rank, target, world_size=world_size)
+            what = read(point)
         except Damaged as error:
             if not catalog.storage.exists(catalog.manifest_path(*point[:2])):
                 # An agent of the generation before, which does not know yet that it is superseded, has removed it by
@@ -95,8 +130,7 @@ def find_and_restore(
             with contextlib.suppress(StorageError):  # the mark is for people; restoring goes on without it
                 catalog.quarantine(point, str(error), needs_version=error.needs_version)
             continue
-        seconds_s = time.monotonic() - began
-        return Restored(point, header, path, header.data_bytes, seconds_s, tuple(rejected))
+        return Found(point, what, time.monotonic() - began, tuple(rejected))
     if newer_than >= 0:
         return None
     _assert_nothing_was_there(catalog, rejected + removed, committed_before)
@@ -249,4 +283,4 @@ def _bases(part: RankManifest) -> list[int]:
     return bases
 
 
-__all__ = ["Restored", "find_and_restore", "restore"]
+__all__ = ["Found", "Restored", "find_and_read", "find_and_restore", "restore"]

@@ -16,7 +16,7 @@ from orch_workers.checkpoint.format import FORMAT_VERSION, Manifest, RankManifes
 
 Schema = dict[str, Any]
 
-ADDED_LATER = {"digest", "took_s", "blocked_s"}
+ADDED_LATER = {"digest", "took_s", "blocked_s", "files"}
 """Keys that the first documents of version 1 do not have."""
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _GENERATION = {"type": "string", "pattern": r"^[0-9]{6,}\.[0-9]{6,}$"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orch_workers.checkpoint import blobs
 from orch_workers.checkpoint.chain import tuple_of
 from orch_workers.checkpoint.errors import Damaged, StorageError
 
@@ -88,7 +89,7 @@ def sweep(
     for place in (place for place, is_vacant in vacant.items() if is_vacant):
         # Against a writer that was asleep: it may have committed between the look and the removal of its parts.
         catalog.storage.delete(catalog.manifest_path(*place))
-    return removed + catalog.storage.sweep_temporaries(temporary_age_s)
+    return removed + blobs.sweep(catalog) + catalog.storage.sweep_temporaries(temporary_age_s)
 
 
 def _vacate(catalog: Catalog, place: tuple[Generation, int]) -> bool:

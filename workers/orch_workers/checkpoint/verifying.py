@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from orch_workers.checkpoint import blobs
 from orch_workers.checkpoint.content import Content, header_problem, shard_problems, stream
 from orch_workers.checkpoint.errors import Damaged
 
@@ -29,6 +30,8 @@ class Verified(NamedTuple):
     read_bytes: int
     """Of tensors, compared with their digests."""
     seconds_s: float
+    files: int = 0
+    """Files that the job's own code wrote."""
     needs_version: int | None = None
     """Nothing is known to be damaged: a newer orch wrote it, in this version of the format."""
 
@@ -52,7 +55,7 @@ def verify(
         content = Content.open(catalog, point)
     except Damaged as error:
         seconds_s = time.monotonic() - began
-        return Verified(point, deep, (str(error),), 0, 0, 0, 0, seconds_s, error.needs_version)
+        return Verified(point, deep, (str(error),), 0, 0, 0, 0, seconds_s, needs_version=error.needs_version)
     refs = content.refs()
     gone = shard_problems(content)
     problems = list(gone.values())
@@ -66,6 +69,10 @@ def verify(
             read_bytes += len(part.data)
             if moved is not None:
                 moved(len(part.data))
+    files = sum(len(part.files) for part in content.ranks)
+    if files:
+        of_files, compared_bytes = blobs.problems(content, deep=deep, moved=moved)
+        problems, read_bytes = problems + of_files, read_bytes + compared_bytes
     return Verified(
         point,
         deep,
@@ -75,4 +82,5 @@ def verify(
         content.manifest.size_bytes,
         read_bytes,
         time.monotonic() - began,
+        files=files,
     )

@@ -99,7 +99,8 @@ class _Part(NamedTuple):
     record: RankRecord
     kind: str
     meta: dict[str, Any]
-    shards_bytes: int
+    stored_bytes: int
+    """Of its shards and files."""
 
 
 def _write_part(
@@ -191,7 +192,7 @@ def _commit_parts(
         kind=parts[0].kind,
         world_size=world_size,
         created_us=time.time_ns() // 1000,
-        size_bytes=sum(part.shards_bytes + part.record.size_bytes for part in parts),
+        size_bytes=sum(part.stored_bytes + part.record.size_bytes for part in parts),
         metrics=meta.get("metrics"),
         code=code_digest,
         frameworks=meta.get("frameworks"),
@@ -242,8 +243,10 @@ def _part(catalog: Catalog, manifest: RankManifest, data: bytes) -> _Part:
         digest=digest_of(data),
         data_bytes=manifest.data_bytes,
     )
-    shards_bytes = sum(shard.size_bytes for shard in manifest.shards)
-    return _Part(record, manifest.kind, manifest.meta, shards_bytes)
+    data_bytes = sum(shard.size_bytes for shard in manifest.shards) + sum(
+        f.size_bytes for f in manifest.files
+    )
+    return _Part(record, manifest.kind, manifest.meta, data_bytes)
 
 
 def _write_shards(

@@ -37,7 +37,7 @@ LEAVE_SHARE = 0.7
 """Part of the grace period in which a training process that listens may leave by itself, before SIGTERM."""
 BUSY_POLL_S = 0.02
 SIGKILL = 9
-SOURCES = ("memory", "storage")
+SOURCES = ("memory", "disk", "storage")
 """Where a state can have been restored from."""
 
 
@@ -187,7 +187,7 @@ class Launcher:
             rank=config.rank,
             world_size=config.world_size,
             gpus=config.gpus,
-            checkpoint_dir=self._paths.job / "checkpoints",
+            checkpoint_dir=(self._workdir if config.files else self._paths.job) / "checkpoints",
         )
 
     def _on_process(self, event: ProcessEvent) -> None:
@@ -263,8 +263,22 @@ class Launcher:
 
     # what it says, looked up
 
+    @property
+    def tells_steps(self) -> bool:
+        """Whether anybody knows how far the training process is."""
+        return self.said_hello or self._keeper.progress() is not None
+
     def progress(self) -> Progress:
+        told = self._keeper.progress()
+        if told is not None:
+            return told
         return Progress(0, 0, 0, 0, 0) if self._page is None else self._page.read_progress()
+
+    def beat(self) -> Progress | None:
+        """What rises with every sign of progress; None while there is none that could be watched."""
+        if self._keeper.progress() is not None:
+            return self._keeper.beat()
+        return self.progress() if self.said_hello else None
 
     def pids(self) -> list[int]:
         return self._process.tree() if self._process is not None and self.running else []
@@ -297,6 +311,14 @@ class Launcher:
         if self._page is not None and self.said_hello and self.running:
             self._asked = (self.progress().step + 1, time.monotonic())
             self._page.put_word(save_at=self._asked[0], stop=self._leaving.is_set())
+
+    # told by a keeper, where the training process tells nothing itself
+
+    def tell_restored(self, step: int, source: str, seconds_s: float) -> None:
+        self._listener.on_restored(step, source, seconds_s)
+
+    def tell_metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        self._listener.on_metrics(step, values)
 
     # session.Handlers: called from the connection's thread, in order
 
