@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from orch.model.events import EVENTS
-from scenarios.timeline import replay
+from scenarios.timeline import replay, step
 
 LEFT_OUT = {"pid", "node", "seed", "traceback"}
 JOB = "digits-x1"
@@ -26,10 +26,10 @@ def timeline(events: Sequence[Mapping[str, Any]], comment: str) -> str:
 
 def decisions(events: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """Of a real job: what was decided then, and what is decided now."""
-    text = replay("\n".join(_inputs(events)))
-    now = [
-        line.partition(": ")[2] for line in text.splitlines() if line.startswith("    ") and line[4].isupper()
-    ]
+    job, now = None, []
+    for line in _inputs(events):
+        job, _ = step(job, line)
+        now.append(job.story[-1].decision)
     return [event["decision"] or "" for event in events], now
 
 

@@ -28,21 +28,25 @@ def replay(text: str) -> str:
         if line.startswith("#") or not line.strip():
             lines.append(line)
         elif not line.startswith(" "):
-            time_s, _, document = line.partition(" ")
-            event = event_from_dict(json.loads(document))
-            now_us = START_US + round(float(time_s) * 1_000_000)
-            commands: list[Command] = []
-            if isinstance(event, Submitted):
-                job, commands = begin(event, now_us)
-            else:
-                assert job is not None, "a timeline starts with Submitted"
-                job, commands = advance(job, event, now_us)
-            validate(job)
-            job = JobState.from_dict(json.loads(json.dumps(job.to_dict())))
+            job, commands = step(job, line)
             lines += [line, f"    {job.state} {job.generation}: {job.story[-1].decision}"]
             lines += [f"    → {_command(command)}" for command in commands]
     assert job is not None
     return "\n".join([*lines, *_account(job)]) + "\n"
+
+
+def step(job: JobState | None, line: str) -> tuple[JobState, list[Command]]:
+    """What one line of input does to the job (None before the first)."""
+    time_s, _, document = line.partition(" ")
+    event = event_from_dict(json.loads(document))
+    now_us = START_US + round(float(time_s) * 1_000_000)
+    if isinstance(event, Submitted):
+        job, commands = begin(event, now_us)
+    else:
+        assert job is not None, "a timeline starts with Submitted"
+        job, commands = advance(job, event, now_us)
+    validate(job)
+    return JobState.from_dict(json.loads(json.dumps(job.to_dict()))), commands
 
 
 def _command(command: Command) -> str:
