@@ -310,6 +310,9 @@ def adopted(job: JobState, event: Adopted, now_us: int) -> Step:
     if gone_ranks:
         failure = Failure("agent_lost", step=job.step, message=event.evidence)
         step = lose(job, tuple(sorted((*gone_ranks, *unseen))), failure, now_us)
+        if not step.commands and step.job.stop_deadline_us is not None:
+            # The others leave; whoever was to see that they do it in time has died with the controller.
+            step = stopping(step.job, now_us)._replace(decision=step.decision)
     elif unseen:
         step = _replace_agents(
             job, unseen, f"no agent of rank {unseen[0]} is there; whether one was is not known"
