@@ -98,7 +98,7 @@ def told(books: Books, event: Event, state: State) -> Books:
     """`event`, which is not late, in `state`; its time has been booked with `passed`."""
     here = bucket_of(state)
     match event:
-        case ev.ProcessStarted():
+        case ev.ProcessStarted() if event.rank == 0:  # of all ranks together the leader's counts
             return replace(books, proven=False, unproven_us=0) if books.proven else books
         case ev.Restored():
             spent = (

@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[str | bytes, int, str]] = {
     "name with spaces": ("run: x\nname: my job\n", 2, "'my job'"),
     "name with emoji": ("run: x\nname: 🚀\n", 2, "name"),
     "name of 300 characters": (f"run: x\nname: {'n' * 300}\n", 2, "57"),
-    "not possible yet": ("run: x\nresources: {workers: 2}\n", 2, "resources.workers"),
+    "not possible yet": ("run: x\npython: {requirements: r.txt}\n", 2, "python"),
     "secret without a value": ("run: x\nsecrets: [ORCH_TEST_UNSET]\n", 0, "ORCH_TEST_UNSET"),
 }
 

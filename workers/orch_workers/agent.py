@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orch_policies.lease import Answer, Verdict
 from orch_workers.config import WorkerConfig
 from orch_workers.contact import ContactWatch
 from orch_workers.errors import SecretsUnavailableError
+from orch_workers.gang.worker import GangWorker
 from orch_workers.parting import leave_cluster
 from orch_workers.preemption import Leaving, Moment, Notice, Watcher, deadline_in, sigterm, sources_of
 from orch_workers.remains import sweep_remains
@@ -26,9 +29,14 @@ CONTROLLER = ("controller", "orch")
 SECRETS_CALL_LIMIT_S = 10.0
 SECRETS_RETRY_S = 0.5
 OVER_CALL_LIMIT_S = 10.0
+RETIRE_LIMIT_S = 5.0
+"""How long the worker of an older attempt may take to be gone before that of the next takes over."""
+SENDERS = 4
 EXIT_GIVEN_UP = 70
 EXIT_CUT_OFF = 71
 EXIT_TERMINATED = 143
+
+log = logging.getLogger(__name__)
 
 
 class Agent:
@@ -41,10 +49,11 @@ class Agent:
         paths = self._config.paths
         paths.make()
         self._reports = Reports(paths.state, self._config.attempt, self._config.rank)
-        self._worker = Worker(self._config, self._reports, self._before_all_else, give_up=_give_up)
+        self._raising = threading.Lock()
+        self._worker = self._make_worker()
         node_id = ray.get_runtime_context().get_node_id()
         self._leaving = Leaving(
-            self._worker,
+            _Present(self),
             self._reports,
             attempt=self._config.attempt,
             rank=self._config.rank,
@@ -62,6 +71,28 @@ class Agent:
         self._watcher.start()
         self._contact.start()
         threading.Thread(target=self._sweep_remains, name="remains", daemon=True).start()
+
+    def _make_worker(self) -> Worker:
+        if self._config.world_size > 1:
+            return self._make_gang_worker()
+        return Worker(self._config, self._reports, self._before_all_else, give_up=_give_up)
+
+    def _make_gang_worker(self) -> GangWorker:
+        import ray
+
+        return GangWorker(
+            self._config,
+            self._reports,
+            self._before_all_else,
+            give_up=_give_up,
+            say=_Peers(self._config.job_id).say,
+            address=ray.util.get_node_ip_address(),
+        )
+
+    @property
+    def worker(self) -> Worker:
+        """That of the present attempt."""
+        return self._worker
 
     def describe(self) -> dict[str, Any]:
         """Who and where it is, and what its predecessors on this machine left in their journals."""
@@ -85,6 +116,30 @@ class Agent:
         """Somebody wants the job's place, and not the machine."""
         deadline = deadline_in(grace_s, Moment.now())
         self._leaving.notice(Notice("orch", "preempt", reason, "", deadline, machine=False))
+
+    def gang(self, message: Mapping[str, Any]) -> None:
+        """Another rank's agent has something to say."""
+        if isinstance(self._worker, GangWorker):
+            self._worker.heard(message)
+
+    def raise_attempt(self, attempt: int, policy: Mapping[str, Any]) -> None:
+        """Another rank is replaced: this agent stays with its memory, and belongs to `attempt` now. Repeatable.
+
+        Its worker begins anew, as that of a new agent on this machine would.
+        """
+        with self._raising:
+            old = self._worker
+            if attempt <= self._config.attempt or not isinstance(old, GangWorker):
+                return
+            if old.ended and old.outcome != "succeeded":
+                return
+            old.retire(RETIRE_LIMIT_S)
+            self._config = self._config.adopting(attempt, dict(policy))
+            self._config.paths.make()
+            new = self._make_gang_worker()
+            new.take_over_stop(old)
+            self._worker = new
+            new.start()
 
     def ended(self) -> bool:
         return self._worker.ended
@@ -155,6 +210,91 @@ class Agent:
             except (ValueError, exceptions.RayError):
                 time.sleep(SECRETS_RETRY_S)
         raise InterruptedError("stopped while waiting for the job's secrets")
+
+
+class _Present:
+    """The worker of the present attempt, for those who live longer than one."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    @property
+    def ended(self) -> bool:
+        return self._agent.worker.ended
+
+    @property
+    def durable_s(self) -> float | None:
+        return self._agent.worker.durable_s
+
+    def stop(self, outcome: str, grace_s: float, reason: str = "", until_s: float | None = None) -> None:
+        self._agent.worker.stop(outcome, grace_s, reason, until_s)
+
+    def save_soon(self) -> None:
+        self._agent.worker.save_soon()
+
+
+class _Peers:
+    """Messages to the agents of the other ranks. Each is the sender's whole state, so only the newest one to a rank
+    counts: one is on its way, one may wait for it, and what does not arrive is forgotten.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Mapping[str, Any]] = {}
+        self._busy: set[int] = set()
+        self._handles: dict[int, Any] = {}
+        self._pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="peers")
+
+    def say(self, rank: int, message: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._waiting[rank] = message
+            if rank in self._busy:
+                return
+            self._busy.add(rank)
+        self._pool.submit(self._send, rank)
+
+    def _send(self, rank: int) -> None:
+        with self._lock:
+            message = self._waiting.pop(rank, None)
+            handle = self._handles.get(rank)
+            if message is None:
+                self._busy.discard(rank)
+                return
+        try:
+            if handle is None:
+                handle = self._handles[rank] = self._find(rank)
+            handle.gang.remote(dict(message)).future().add_done_callback(lambda done: self._sent(rank, done))
+        except Exception as error:
+            self._failed(rank, error)
+
+    def _sent(self, rank: int, done: Any) -> None:
+        error = done.exception()
+        if error is not None:
+            self._failed(rank, error)
+        else:
+            self._pool.submit(self._send, rank)
+
+    def _failed(self, rank: int, error: BaseException) -> None:
+        """It is not there, or not any more; it is said again soon, to whoever is there then."""
+        log.info("rank %s cannot be told anything now: %s", rank, error)
+        with self._lock:
+            self._handles.pop(rank, None)
+            self._busy.discard(rank)
+
+    def _find(self, rank: int) -> Any:
+        """Of the agents that bear this rank's name the newest. ValueError: there is none."""
+        import ray
+
+        attempts = []
+        named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+        for entry in named:
+            parts = entry["name"].split("/")
+            if entry["namespace"] == CONTROLLER[1] and parts[:2] == ["agent", self._job_id]:
+                attempts += [int(parts[2])] if int(parts[3]) == rank else []
+        if not attempts:
+            raise ValueError(f"no agent of rank {rank}")
+        return ray.get_actor(f"agent/{self._job_id}/{max(attempts):06d}/{rank}", CONTROLLER[1])
 
 
 def _give_up() -> None:

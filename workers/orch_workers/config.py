@@ -23,6 +23,8 @@ class WorkerConfig:
 
     job_id: str
     attempt: int
+    placed_attempt: int | None = None
+    """The attempt that placed this agent, where it has adopted a newer one since (`attempt`); else that one."""
     rank: int = 0
     world_size: int = 1
     run: str
@@ -70,6 +72,14 @@ class WorkerConfig:
     """Names and the expressions that find their numbers in lines of the log."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
+
+    @property
+    def placed_by(self) -> int:
+        return self.attempt if self.placed_attempt is None else self.placed_attempt
+
+    def adopting(self, attempt: int, policy: Mapping[str, Any]) -> Self:
+        """As a survivor goes on when the controller has raised the attempt."""
+        return replace(self, attempt=attempt, placed_attempt=self.placed_by, policy=policy)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

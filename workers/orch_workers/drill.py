@@ -12,13 +12,15 @@ from orch_workers.training.protocol import EXIT_LEFT
 class Drill:
     """What the job was given by `orch drill`; nothing for every other job."""
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
+        self._rank, self._world_size = rank, world_size
         self.stop_at: int | None = given.get("stop_at")
         self._kill_at: tuple[int, ...] = tuple(given.get("kill_at", ()))
 
     def pending(self, restart: int) -> bool:
-        """Whether a kill is still to come in this start of the process (counted from 1)."""
-        return 0 < restart <= len(self._kill_at)
+        """Whether a kill is still to come in this start (counted from 1). The ranks of a gang take turns."""
+        is_its_turn = (restart - 1) % self._world_size == self._rank
+        return 0 < restart <= len(self._kill_at) and is_its_turn
 
     def kill_is_due(self, restart: int, step: int) -> bool:
         return self.pending(restart) and step >= self._kill_at[restart - 1]

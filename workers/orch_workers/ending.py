@@ -33,7 +33,10 @@ class Homecoming:
         stop: Stop,
         halted: Callable[[], bool],
         note: Callable[[str], None],
+        below: str = "",
     ) -> None:
+        """`below`: the folder in storage that the outputs go to, of a rank whose machine is not rank 0's."""
+        self._below = below
         self._config, self._patient = config, patient
         self._stop, self._halted, self._note = stop, halted, note
 
@@ -51,7 +54,7 @@ class Homecoming:
     def _deliver(self, keeper: Keeper, workdir: Path, generation: Generation) -> list[str]:
         """Outputs that are not in storage, each with its reason."""
         try:
-            delivery = Delivery(keeper.catalog, workdir, self._config.outputs, generation)
+            delivery = Delivery(keeper.catalog, workdir, self._config.outputs, generation, self._below)
         except (OutputsError, OSError) as error:
             return [str(error)]
         self._until(delivery.attempt, OUTPUTS_RETRY_S)

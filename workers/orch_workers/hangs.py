@@ -50,11 +50,14 @@ class HangWatch:
         self._looking: _Looking | None = None
         self._said_so = False
 
-    def look_at(self, launcher: Launcher, restored_step: int, *, finished: bool) -> Hang | None:
+    def look_at(
+        self, launcher: Launcher, restored_step: int, *, finished: bool, saving: bool = False
+    ) -> Hang | None:
+        """`saving`: another rank of the gang waits for a slot, and this one for that rank."""
         hang = self.look(
             launcher.beat(),
             restored_step=restored_step,
-            saving=launcher.waits_for_slot,
+            saving=saving or launcher.waits_for_slot,
             finished=finished,
             pids=launcher.pids,
         )

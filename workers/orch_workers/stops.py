@@ -24,6 +24,10 @@ class Stop:
             self.until_s = until_s if self.until_s is None else min(until_s, self.until_s)
         self.asked.set()
 
+    @property
+    def was_asked(self) -> bool:
+        return self._at_ns is not None
+
     def was_before(self, at_ns: int) -> bool:
         """Whether it was asked for at `at_ns` already."""
         return self._at_ns is not None and at_ns >= self._at_ns

@@ -16,24 +16,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orch.model.events import (
-    CheckpointCommitted,
-    ProcessExited,
-    ProcessStarted,
-    RestartDecided,
-    Restored,
-    WorkerEnded,
-)
+from orch.model.events import CheckpointCommitted, ProcessStarted, Restored, WorkerEnded
 from orch.model.generation import Generation
-from orch_policies.classification import Failure, Kind
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
 from orch_workers.ending import Homecoming
 from orch_workers.errors import SecretsUnavailableError
+from orch_workers.exits import Exit
 from orch_workers.files.keeper import FilesKeeper
-from orch_workers.hangs import HangWatch
-from orch_workers.judging import Judge
+from orch_workers.hangs import Hang, HangWatch
+from orch_workers.judging import Judge, exited, restart_decided
 from orch_workers.keeper import Keeper
 from orch_workers.ledger import Ledger
 from orch_workers.logs.attempt_log import AttemptLog
@@ -77,14 +70,16 @@ class Worker:
         self.stopping = self._stop.asked
         self._start_at: float | None = None
         self._recovery = Recovery(self._ledger)
-        self._judge = Judge(self._ledger, config.paths.log)
+        self._judge = Judge(config.paths.log)
         self._losses = LossWatch()
         self._hangs = HangWatch(config.hang, read_stacks, self.note)
         self._awaiting_exit = False
-        self._drill = Drill(config.drill)
+        self._gang_waits = False
+        """Another rank waits for storage, and so this one for it."""
+        self._drill = Drill(config.drill, config.rank, config.world_size)
         self._fatal: str | None = None
-        self._finished = self._ended = self._halted = False
-        self.unkept = ""
+        self._finished = self._ended = self._halted = self._retired = False
+        self.outcome = self.unkept = ""
         """At its end: what of its state and outputs could not be brought into storage."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else ""
         self._telling = Telling(reports, Sampler(visible), self._state)
@@ -132,7 +127,7 @@ class Worker:
 
     def _run(self) -> None:
         self._guarded(self._set_up)
-        while True:
+        while not self._retired:
             try:
                 call = self._inbox.get(timeout=TICK_RECOVERING_S if self._is_watching else TICK_S)
             except queue.Empty:
@@ -161,14 +156,7 @@ class Worker:
     def _set_up(self) -> None:
         secrets = self._secrets()
         self._log.redactor = Redactor(secrets.values())
-        self._keeper = (FilesKeeper if self._config.files else Keeper)(
-            self._config,
-            secrets,
-            tell=self._tell_committed,
-            note=self.note,
-            superseded=self._on_superseded,
-            stopping=self.stopping,
-        )
+        self._keeper = self._make_keeper(secrets)
         self._launcher = Launcher(self._config, secrets, self, self._keeper)
         self._recovery.reached = self._launcher.prepare()
         self._keeper.attach(self._launcher)
@@ -183,7 +171,23 @@ class Worker:
         elif done is not None:
             self._end("succeeded", "the command exited with code 0", exit_code=0, step=done["step"])
         elif not self.stopping.is_set():
-            self._start_process()
+            self._ready()
+
+    def _make_keeper(self, secrets: Mapping[str, str]) -> Keeper:
+        kind = FilesKeeper if self._config.files else Keeper
+        return kind(self._config, secrets, **self._of_keeper())
+
+    def _of_keeper(self) -> dict[str, Any]:
+        return {
+            "tell": self._tell_committed,
+            "note": self.note,
+            "superseded": self._on_superseded,
+            "stopping": self.stopping,
+        }
+
+    def _ready(self) -> None:
+        """Everything is there that a process needs. A rank of a gang waits for the others here (gang/worker.py)."""
+        self._start_process()
 
     def _tell_committed(
         self, step: int, generation: Generation, size_bytes: int, seconds_s: float, extra: dict[str, Any]
@@ -195,9 +199,10 @@ class Worker:
         )
         self._reports.add(event, **extra)
 
-    def _start_process(self) -> None:
+    def _start_process(self, generation: Generation | None = None) -> None:
+        """`generation`: the next one, unless the leader of a gang has named it."""
         self._start_at = None
-        self._generation = Generation(self._config.attempt, self._generation.restart + 1)
+        self._generation = generation or Generation(self._config.attempt, self._generation.restart + 1)
         self._fatal, self._finished = None, False
         assert self._keeper is not None
         assert self._launcher is not None
@@ -219,8 +224,8 @@ class Worker:
         def act() -> None:
             self._recovery.restored(step)
             self._losses.restored(step)
-            if source not in SOURCES:
-                return
+            if source not in SOURCES or self._config.rank:
+                return  # of all ranks together the leader tells it
             self._reports.add(
                 Restored(
                     generation=self._generation,
@@ -285,17 +290,25 @@ class Worker:
         self._awaiting_exit = False
         in_time = not self._stop.was_before(at_ns)
         succeeded = (code == 0 and (self._finished or in_time)) or self._drill.is_over(code, step)
-        if succeeded:
+        self._after(Exit(code, signal, at_ns, step, known, succeeded))
+
+    def _after(self, ended: Exit) -> None:
+        """What follows from the end of a process. In a gang that is the leader's to say."""
+        assert self._keeper is not None
+        assert self._launcher is not None
+        if ended.succeeded:
             # Before anything that takes time: whoever comes after this agent must not run the command again.
-            self._note_success(step)
-        self._keeper.process_gone(well=code == 0)
-        if succeeded:
-            reason = "the command exited with code 0" if code == 0 else "the drill's last step is reached"
-            self._end("succeeded", reason, exit_code=code, step=self._launcher.progress().step or step)
+            self._note_success(ended.step)
+        self._keeper.process_gone(well=ended.code == 0)
+        if ended.succeeded:
+            step = self._launcher.progress().step or ended.step
+            self._end("succeeded", ended.why_succeeded, exit_code=ended.code, step=step)
         elif self.stopping.is_set():
-            self._end(self._stop.outcome, self._stop.reason or "left when told to", exit_code=code, step=step)
+            why = self._stop.reason or "left when told to"
+            self._end(self._stop.outcome, why, exit_code=ended.code, step=ended.step)
         else:
-            self._decide(code, signal, self._keeper.failed_at(step if known else None, code, signal), at_ns)
+            at = self._keeper.failed_at(ended.step if ended.known else None, ended.code, ended.signal)
+            self._decide(ended.standing_at(at))
 
     def _note_success(self, step: int) -> None:  # on a full disk it is told all the same
         try:
@@ -303,48 +316,27 @@ class Worker:
         except OSError as error:
             self.note(f"the success could not be noted on this machine: {error}")
 
-    def _decide(self, code: int | None, signal: int | None, step: int | None, at_ns: int) -> None:
+    def _decide(self, ended: Exit) -> None:
         assert self._keeper is not None
         assert self._launcher is not None
-        kind: Kind = "fatal" if self._fatal else "process_exit"
-        seen = Failure(kind, exit_code=code, signal=signal, step=step, message=self._fatal or "")
-        found = self._judge.judge(seen, self._log.redactor, str(self._generation))
-        decision = found.decision
+        seen = ended.failure(self._fatal)
+        found = self._judge.judge(seen, self._log.redactor)
+        decision = self._ledger.decide(found.failure, str(self._generation))
         poisoned: list[tuple[str, int]] = []
         if found.failure.kind == "bad_numbers":
             poisoned = self._losses.leave_behind(self._keeper, self._launcher, self._generation)
             self.note(self._losses.sentence(poisoned))
         self._reports.add(
-            ProcessExited(
-                generation=self._generation,
-                rank=self._config.rank,
-                code=code,
-                signal=signal,
-                step=step,
-                evidence=found.evidence,
-                cause=found.failure.cause,
-                what=found.what,
-                advice=found.advice,
-                detect_s=max(0.0, (time.monotonic_ns() - at_ns) / 1e9),
-            ),
+            exited(self._generation, self._config.rank, seen, found, ended.at_ns),
             traceback=found.traceback,
             poisoned=poisoned,
         )
         if decision.action == "fail":
-            self._end("failed", decision.reason, exit_code=code, traceback=found.error, step=step)
+            self._end("failed", decision.reason, exit_code=ended.code, traceback=found.error, step=seen.step)
             return
         following = Generation(self._config.attempt, self._generation.restart + 1)
         # In the journal on disk before it is acted on: write down, then act.
-        self._reports.add(
-            RestartDecided(
-                generation=following,
-                reason=decision.reason,
-                charge_to=decision.charge_to,
-                delay_s=decision.delay_s,
-                step=step,
-                failure=found.failure.to_dict(),
-            )
-        )
+        self._reports.add(restart_decided(following, found.failure, decision, seen.step))
         if decision.delay_s <= 0:
             self._start_process()
         else:
@@ -354,8 +346,9 @@ class Worker:
         """Everything that is to be kept is kept, then the end is told. What cannot be kept is said, and part of the
         reason; nothing that goes wrong here keeps the end from being told.
         """
-        if self._ended:
+        if self._ended or self._retired:
             return
+        self.outcome = outcome
         for part in (self._end_process, lambda: self._bring_home(outcome), self._close):
             try:
                 reason += part() or ""
@@ -365,28 +358,26 @@ class Worker:
         self._ended = True
         self._reports.add(
             WorkerEnded(
-                attempt=self._config.attempt, rank=self._config.rank, outcome=outcome, reason=reason, **more
+                attempt=self._config.placed_by, rank=self._config.rank, outcome=outcome, reason=reason, **more
             )
         )
 
-    def _end_process(self) -> str:
+    def _end_process(self) -> None:
         if self._launcher is not None:
             self._launcher.kill()
-        return ""
 
     def _bring_home(self, outcome: str) -> str:
         launcher, keeper = self._launcher, self._keeper
         if launcher is None or keeper is None:
             return ""
-        home = Homecoming(
-            self._config,
-            patient=outcome == "succeeded",
-            stop=self._stop,
-            halted=lambda: self._halted,
-            note=self.note,
-        )
+        home = self._homecoming(patient=outcome == "succeeded")
         self.unkept = home.bring(keeper, launcher.workdir, self._generation)
         return self.unkept
+
+    def _homecoming(self, *, patient: bool) -> Homecoming:
+        return Homecoming(
+            self._config, patient=patient, stop=self._stop, halted=lambda: self._halted, note=self.note
+        )
 
     def _close(self) -> str:
         if self._launcher is not None:
@@ -414,11 +405,17 @@ class Worker:
         launcher = self._launcher
         if launcher is None or not self._awaiting_exit or self._judge.condemned or self.stopping.is_set():
             return
-        hang = self._hangs.look_at(launcher, self._recovery.restored_step or 0, finished=self._finished)
+        hang = self._hangs.look_at(
+            launcher, self._recovery.restored_step or 0, finished=self._finished, saving=self._gang_waits
+        )
         if hang is not None:
             self._log.tell(f"orch: {hang.failure.message}. What its processes were doing:\n{hang.stacks}\n")
-            self._judge.condemn(hang.failure)
-            launcher.end_process()
+            self._on_hang(hang)
+
+    def _on_hang(self, hang: Hang) -> None:
+        assert self._launcher is not None
+        self._judge.condemn(hang.failure)
+        self._launcher.end_process()
 
     def _look_at_page(self) -> None:
         launcher = self._launcher
@@ -426,11 +423,14 @@ class Worker:
             return
         progress = launcher.progress()
         recovered = self._recovery.look(progress, self._generation, launcher.phases)
-        if recovered is not None:
+        if recovered is not None and self._config.rank == 0:
             self._reports.add(recovered)
         launcher.kill_for_drill(progress.step)
         if not self.stopping.is_set() and self._start_at is None:
-            launcher.save_when_due(progress.step)
+            self._save_when_due(launcher, progress.step)
+
+    def _save_when_due(self, launcher: Launcher, step: int) -> None:
+        launcher.save_when_due(step)
 
     def _tell_progress(self) -> None:
         self._telling.tell(self._generation, self._pids())

@@ -360,7 +360,7 @@ def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
             "an own Python environment for a job",
             "install the packages where orch is, or begin `run` with the path of another interpreter",
         )
-    if spec.resources.workers > 1:
-        yield "resources.workers", "a job of more than one worker", "ask for 1"
     if checkpoint.files and spec.resources.workers > 1:
         yield "checkpoint.files", "keeping the files of several workers", "ask for one worker"
+    if spec.resources.workers > 1 and spec.restart.on_nan == "rollback":
+        yield "restart.on_nan", "rolling back a job of more than one worker", "leave it at `stop`"

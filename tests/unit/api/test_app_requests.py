@@ -150,9 +150,9 @@ def test_submit_names_every_problem_at_once(api: Api) -> None:
 
 
 def test_submit_refuses_what_this_version_cannot_do(api: Api) -> None:
-    status, code, message = api.error("POST", "/jobs", {"spec": SPEC | {"resources": {"workers": 2}}})
+    status, code, message = api.error("POST", "/jobs", {"spec": SPEC | {"python": {"requirements": "r.txt"}}})
     assert (status, code) == (400, "wrong_use")
-    assert "more than one worker" in message
+    assert "own Python environment" in message
 
 
 def test_submit_refuses_what_can_never_be_placed(api: Api, control: FakeControlService) -> None:

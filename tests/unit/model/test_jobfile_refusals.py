@@ -234,10 +234,10 @@ ONE_PROBLEM = {
     "name with emoji": ("run: x\nname: 🦆\n", 2, "name", "no job name may have", "job"),
     "name of 300": ("run: x\nname: " + "n" * 300, 2, "name", "is 300 characters long", "n" * 57),
     "name a number": ("run: x\nname: 7\n", 2, "name", "is the number 7", '"7"'),
-    "more workers than yet": (
-        "run: x\nresources: {workers: 2}\n",
-        2,
-        "resources.workers",
+    "several workers rolled back": (
+        "run: x\nresources: {workers: 2}\nrestart: {on_nan: rollback}\n",
+        3,
+        "restart.on_nan",
         "in this version",
         None,
     ),

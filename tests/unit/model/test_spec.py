@@ -128,7 +128,6 @@ def test_what_this_version_cannot_do_is_said_and_nothing_else():
     assert unsupported(JobSpec(run="x", restart={"hang": "off"})) == []
     assert [problem.path for problem in unsupported(full())] == [
         "python",
-        "resources.workers",
         "checkpoint.files",
     ]
     learned = JobSpec.model_validate(

@@ -106,7 +106,7 @@ def find_and_read(
     """
     rejected: list[Rejected] = []
     removed: list[Rejected] = []
-    points = _points(catalog)
+    points = points_of(catalog)
     while points:
         point = points.pop(0)
         if point.step <= newer_than:
@@ -124,7 +124,7 @@ def find_and_read(
                         f"{catalog.job_id}: {REMOVED_MAX} checkpoints were removed, each while it was read"
                     ) from error
                 known = {one[:2] for one in rejected + removed}
-                points = [one for one in _points(catalog) if one[:2] not in known]
+                points = [one for one in points_of(catalog) if one[:2] not in known]
                 continue
             rejected.append(Rejected(point.generation, point.step, str(error)))
             with contextlib.suppress(StorageError):  # the mark is for people; restoring goes on without it
@@ -133,11 +133,12 @@ def find_and_read(
         return Found(point, what, time.monotonic() - began, tuple(rejected))
     if newer_than >= 0:
         return None
-    _assert_nothing_was_there(catalog, rejected + removed, committed_before)
+    assert_nothing_was_there(catalog, rejected + removed, committed_before)
     return None
 
 
-def _points(catalog: Catalog) -> list[RestorePoint]:
+def points_of(catalog: Catalog) -> list[RestorePoint]:
+    """Restore points, newest first. NothingRestorable when there are checkpoints and the chain does not read."""
     try:
         return catalog.restore_points()
     except Damaged as error:
@@ -145,7 +146,7 @@ def _points(catalog: Catalog) -> list[RestorePoint]:
         raise NothingRestorable(f"the chain of {catalog.job_id} does not read: {error}", found) from error
 
 
-def _assert_nothing_was_there(catalog: Catalog, rejected: list[Rejected], committed_before: bool) -> None:
+def assert_nothing_was_there(catalog: Catalog, rejected: list[Rejected], committed_before: bool) -> None:
     known = {r[:2] for r in rejected}
     chain = catalog.chain()
     for point, reason in catalog.quarantined().items():
@@ -283,4 +284,12 @@ def _bases(part: RankManifest) -> list[int]:
     return bases
 
 
-__all__ = ["Found", "Restored", "find_and_read", "find_and_restore", "restore"]
+__all__ = [
+    "Found",
+    "Restored",
+    "assert_nothing_was_there",
+    "find_and_read",
+    "find_and_restore",
+    "points_of",
+    "restore",
+]

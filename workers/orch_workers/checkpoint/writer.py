@@ -147,6 +147,7 @@ def commit_step(
     *,
     world_size: int,
     code_digest: str | None = None,
+    blocked_s: float | None = None,
 ) -> Committed:
     """Writes the step's manifest, which is the commit; every rank's part must be there (NotFound
     otherwise).
@@ -159,7 +160,7 @@ def commit_step(
         {},
         world_size=world_size,
         code_digest=code_digest,
-        blocked_s=None,
+        blocked_s=blocked_s,
         began=began,
     )
 

@@ -77,8 +77,12 @@ class Launcher:
         """Training stands still because storage is slow."""
         self.leave_out: tuple[tuple[int, int], int] = ((0, 0), 0)
         """Generation of the newest rollback, and the step up to which data is left out then."""
+        self.seat: Mapping[str, Any] = {}
+        """Of a rank in a gang: what `environment.build` is told about its place among the others."""
+        self.never_skips = False
+        """Training waits for a slot whenever storage is to have the step: in a gang the others save it, too."""
         self._page: Page | None = None
-        self._drill = Drill(config.drill)
+        self._drill = Drill(config.drill, config.rank, config.world_size)
         self._page_path = self._paths.page
         self._restored_step: int | None = None
         self._over = threading.Event()
@@ -175,9 +179,9 @@ class Launcher:
             return
 
     def _environment(self, bundle_folder: Path) -> dict[str, str]:
-        config = self._config
+        config, seat = self._config, dict(self.seat)
         return environment.build(
-            base=os.environ,
+            base={**os.environ, **seat.pop("base", {})},
             job_env=config.env,
             secrets=self._secrets,
             bundle=bundle_folder,
@@ -188,6 +192,7 @@ class Launcher:
             world_size=config.world_size,
             gpus=config.gpus,
             checkpoint_dir=(self._workdir if config.files else self._paths.job) / "checkpoints",
+            **seat,
         )
 
     def _on_process(self, event: ProcessEvent) -> None:
@@ -210,8 +215,10 @@ class Launcher:
     def running(self) -> bool:
         return self._process is not None and not self._gone.is_set()
 
-    def stop(self, grace_s: float) -> None:
-        """A process that listens leaves at its next step, with its state; then TERM, then KILL of the whole tree."""
+    def stop(self, grace_s: float, at_step: int = 0) -> None:
+        """A process that listens leaves at its next step, or at `at_step` if that is later, with its state; then TERM,
+        then KILL of the whole tree.
+        """
         process = self._process
         if process is None or not self.running:
             return
@@ -222,7 +229,7 @@ class Launcher:
         if not self.said_hello or self._page is None:
             process.stop(grace_s)
             return
-        self._page.put_word(save_at=0, stop=True, deadline_ns=time.monotonic_ns() + int(grace_s * 1e9))
+        self._page.put_word(save_at=at_step, stop=True, deadline_ns=time.monotonic_ns() + int(grace_s * 1e9))
         waiter = threading.Thread(target=self._stop_later, args=(process, grace_s), name="stop", daemon=True)
         waiter.start()
 
@@ -292,6 +299,12 @@ class Launcher:
     def save_when_due(self, step: int) -> None:
         """By the clock; steps and epochs are counted by the training process itself."""
         assert self._page is not None
+        save_at = self.due(step)
+        if save_at is not None:
+            self._page.put_word(save_at=save_at, stop=self._leaving.is_set())
+
+    def due(self, step: int) -> int | None:
+        """The step to be saved, where the clock says that it is time; said once, and again after a while."""
         now_s = time.monotonic()
         asked_step, asked_s = self._asked
         progress = interval.Progress(
@@ -304,7 +317,17 @@ class Launcher:
         due = interval.next_save(self._keeper.pacing.every, progress, now_s)
         if due.save_at is not None:
             self._asked = (due.save_at, now_s)
-            self._page.put_word(save_at=due.save_at, stop=self._leaving.is_set())
+        return due.save_at
+
+    def save_at(self, step: int) -> bool:
+        """Asks for a save at `step`. True: the process will surely make it there, should it come so far; it had not
+        reached that step when the word could be read, and reads it at every step.
+        """
+        if self._page is None or not self.said_hello or not self.running:
+            return False
+        self._asked = (step, time.monotonic())
+        self._page.put_word(save_at=step, stop=self._leaving.is_set())
+        return self.progress().step < step
 
     def save_soon(self) -> None:
         """At the next step, whatever the interval says."""
@@ -356,7 +379,7 @@ class Launcher:
     def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
         # What the clock asked for is skipped while both slots are busy, and asked for again: training does not wait
         # for storage. The last one, one before leaving and one on demand must not be skipped.
-        must = wait and reason != "asked"
+        must = (wait and reason != "asked") or (self.never_skips and reason != IN_MEMORY)
         if not self._keeper.pacing.admits(reason, time.monotonic() - self._keeper.saved_s):
             return None  # `max_overhead`: saves by steps and epochs come too close
         while True:

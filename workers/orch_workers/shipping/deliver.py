@@ -18,9 +18,15 @@ class Delivery:
     """What `outputs` names, on its way to `outputs/<generation>/…`. Repeatable: what is there is not sent again."""
 
     def __init__(
-        self, catalog: Catalog, workdir: Path, patterns: Sequence[str], generation: Generation
+        self,
+        catalog: Catalog,
+        workdir: Path,
+        patterns: Sequence[str],
+        generation: Generation,
+        below: str = "",
     ) -> None:
-        """OutputsError when the patterns name too much."""
+        """OutputsError when the patterns name too much. `below`: a folder of their own for these outputs."""
+        self._below = below
         self._catalog, self._workdir, self._generation = catalog, workdir, generation
         self._missing = outputs.collect(workdir, list(patterns)) if patterns and workdir.is_dir() else []
         self.problems: list[str] = []
@@ -45,5 +51,6 @@ class Delivery:
         if size_bytes > OUTPUT_BYTES_MAX:
             raise ValueError(f"{size_bytes} bytes, at most {OUTPUT_BYTES_MAX} are brought back")
         self._catalog.storage.create(
-            self._catalog.path("outputs", str(self._generation), name), path.read_bytes()
+            self._catalog.path("outputs", *filter(None, (str(self._generation), self._below, name))),
+            path.read_bytes(),
         )

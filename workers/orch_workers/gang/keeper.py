@@ -1,0 +1,225 @@
+"""The keeper of one rank of a gang: its part of what all ranks save, and of what all of them restore.
+
+Which state is restored is agreed on by the gang (leader.py); here it is looked for, in this machine's memory and in
+storage. A checkpoint is committed by the leader's keeper, when every rank has said that its part is in storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from orch.model.generation import Generation
+from orch_workers.checkpoint import reader, writer
+from orch_workers.checkpoint.catalog import RestorePoint
+from orch_workers.checkpoint.chain import Chain, tuple_of
+from orch_workers.checkpoint.errors import CheckpointError, Damaged, StorageRefused
+from orch_workers.gang.words import Point, Report
+from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
+from orch_workers.pacing import Pacing
+from orch_workers.prepared import Filled, Prepared
+from orch_workers.training.slots import Slot
+
+if TYPE_CHECKING:
+    from orch_workers.checkpoint.staging import Snapshot
+    from orch_workers.gang.words import Proposal
+
+Where = tuple[tuple[int, int], int]
+"""Generation and step, as storage has them."""
+
+WRITTEN_MAX = 8
+"""Parts remembered that this rank has brought into storage, the newest."""
+
+
+def where_of(point: Point) -> Where:
+    return tuple_of(point.generation), point.step
+
+
+def point_of(where: Where) -> Point:
+    return Point(generation=Generation(*where[0]), step=where[1])
+
+
+class GangPacing(Pacing):
+    """What ranks decide apart would not be the same step: `max_overhead` puts off saves by the clock only."""
+
+    def admits(self, reason: str, since_saved_s: float) -> bool:
+        return True
+
+
+class GangKeeper(Keeper):
+    """Thread-safe. `changed` is called when there is something new to report."""
+
+    def __init__(self, *arguments: Any, changed: Callable[[], None], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.pacing = GangPacing.of(self._config)
+        self._changed = changed
+        self._written: list[Where] = []
+        self._blocked: dict[Where, float | None] = {}
+        self._settled = Generation(0, 0)
+        self._newest_commit: Where | None = None
+
+    # set-up
+
+    def open(self) -> None:
+        """The chain is told with what is to be restored, so storage need not be asked for it."""
+        self._chain = self._staging.load_lineage()
+        self._writer.start()
+
+    def _queue_newest(self, info: Mapping[str, Any]) -> None:
+        """What goes to storage beside what is saved for it is the gang's to agree on."""
+
+    def _announce(self, chain: Chain, source: str) -> None:
+        if self._config.rank == 0:  # it would be the same from each
+            super()._announce(chain, source)
+
+    # what is reported
+
+    def holds(self) -> tuple[Point, ...]:
+        with self._lock:
+            return tuple(point_of((s.generation, s.step)) for s in self._staging.snapshots())
+
+    def written(self) -> tuple[Point, ...]:
+        with self._lock:
+            return tuple(point_of(where) for where in self._written)
+
+    def lineage(self) -> dict[str, Any] | None:
+        with self._lock:
+            return None if self._chain is None else self._chain.to_json()
+
+    @property
+    def newest_commit(self) -> Point | None:
+        """Last one that was committed, as far as this rank knows."""
+        with self._lock:
+            return None if self._newest_commit is None else point_of(self._newest_commit)
+
+    # what is told
+
+    def heard(self, report: Report) -> None:
+        """The leader's own, or another rank's."""
+
+    def committed(self, point: Point) -> None:
+        """The leader has committed it."""
+        with self._lock:
+            self._remember_commit(where_of(point))
+
+    def _remember_commit(self, where: Where) -> None:
+        self._newest_commit = where
+        self._committed_step = max(self._committed_step, where[1])
+        self._committed = set(sorted({*self._committed, where})[-COMMITTED_REMEMBERED:])
+        self._lock.notify_all()
+
+    # every rank prepares what is proposed
+
+    def start_generation(self, generation: Generation) -> None:
+        self.pacing.started()
+        with self._lock:
+            self._generation = tuple_of(generation)
+
+    def propose(self, proposal: Proposal, answer: Callable[[str], None]) -> None:
+        """Answers with "" when this rank can begin with it, else why not. May wait for storage."""
+
+        def prepare() -> None:
+            try:
+                why = self._prepare_point(proposal)
+            except InterruptedError:
+                return  # a stop: nobody waits for the answer any more
+            except (CheckpointError, StorageRefused, OSError, ValueError) as error:
+                why = f"{error}"
+            answer(why)
+
+        self._preparer.submit(prepare)
+
+    def _prepare_point(self, proposal: Proposal) -> str:
+        where = None if proposal.point is None else where_of(proposal.point)
+        with self._lock:
+            if self._prepared is not None:
+                self._staging.release(self._prepared.index, "restore")
+                self._prepared = None
+            memory = next((s for s in self._staging.snapshots() if (s.generation, s.step) == where), None)
+            found = None if memory is None else Prepared.of(memory, "memory")
+        if where is not None and found is None:
+            point = RestorePoint(*where)
+            try:
+                found = Prepared.of(self._patiently_read(point), "storage")
+            except Damaged as error:
+                self.catalog.quarantine(point, str(error), needs_version=error.needs_version)
+                self._note(f"the checkpoint of step {point.step} is damaged and in quarantine: {error}")
+                return str(error)
+        with self._lock:
+            if found is not None:
+                self._staging.hold(found.index, "restore")
+            self._prepared, self._next = found, Chain.from_json(proposal.chain)
+            if memory is not None and self._is_unwritten(memory):
+                self._queue(memory, {"reason": "restored"})
+        return ""
+
+    def _patiently_read(self, point: RestorePoint) -> Snapshot:
+        def read() -> Snapshot:
+            size = self._config.world_size
+            reader.restore(self.catalog, point, self._config.rank, self._make_restore_file, world_size=size)
+            with self._lock:
+                return self._staging.restored()
+
+        found = self._patiently(read, None)
+        assert found is not None
+        return found
+
+    def _is_unwritten(self, snapshot: Snapshot) -> bool:
+        where = (snapshot.generation, snapshot.step)
+        coming = {(f.snapshot.generation, f.snapshot.step) for f in (*self._filled, self._writing) if f}
+        return where not in coming | self._committed | set(self._written)
+
+    def settle(self, generation: Generation, nothing: bool) -> None:
+        """Every rank can begin with what was proposed last: the process of `generation` may load it."""
+        with self._lock:
+            if generation <= self._settled:
+                return
+            self._settled = generation
+            self._lock.notify_all()
+        if nothing and self._config.rank == 0:
+            self._note("starts from nothing: this job has no checkpoint yet")
+
+    def prepared(self) -> Prepared | None:
+        """Waits until the gang has agreed. InterruptedError when the process that asks is not the newest any more."""
+        with self._lock:
+            asked = self._generation
+            self._lock.wait_for(
+                lambda: self._closed or self._generation != asked or tuple_of(self._settled) == asked
+            )
+            if self._closed or self._generation != asked:
+                raise InterruptedError("the gang begins anew")
+            return self._prepared
+
+    def process_gone(self, *, well: bool = False) -> None:
+        with self._lock:
+            self._staging.abandon()
+
+    # saving
+
+    def _is_wanted(self, snapshot: Snapshot) -> bool:
+        """Also asked of the chain that begins just now: another rank may have written it down already."""
+        with self._lock:
+            coming = self._next is None or self._next.admits(snapshot.generation, snapshot.step)
+            return coming and super()._is_wanted(snapshot)
+
+    def _write_once(self, filled: Filled) -> None:
+        chain = self._chain
+        assert chain is not None
+        self._begin(chain)
+        slot = Slot(filled.snapshot.path)
+        try:
+            writer.write_rank(self.catalog, slot, rank=self._config.rank, world_size=self._config.world_size)
+        finally:
+            slot.close()
+        where = (filled.snapshot.generation, filled.snapshot.step)
+        with self._lock:
+            self._written = [*(known for known in self._written if known != where), where][-WRITTEN_MAX:]
+            self._blocked[where] = filled.info.get("blocked_s")
+            while len(self._blocked) > WRITTEN_MAX:
+                del self._blocked[next(iter(self._blocked))]
+        self._changed()
+
+    def join(self, limit_s: float) -> None:
+        """After `close`: what was being written is written, or has failed."""
+        if self._writer.is_alive():
+            self._writer.join(limit_s)

@@ -1,0 +1,386 @@
+"""One rank of a gang: a worker that starts, saves, restores and leaves together with the others.
+
+What a worker of its own decides, the gang decides here: the leader (leader.py), by way of the member (member.py).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from orch.model.events import ProcessExited
+from orch.model.generation import Generation
+from orch_policies.classification import Failure, advice, describe
+from orch_policies.restart import Decision
+from orch_workers.checkpoint.errors import Superseded
+from orch_workers.config import WorkerConfig
+from orch_workers.ending import Homecoming
+from orch_workers.exits import Exit
+from orch_workers.gang.keeper import GangKeeper
+from orch_workers.gang.leader import AGREE_SHARE, Leader
+from orch_workers.gang.leader_keeper import LeaderKeeper
+from orch_workers.gang.member import Member, Say, first_report
+from orch_workers.gang.rendezvous import fresh_port
+from orch_workers.gang.words import (
+    FAILED,
+    IDLE,
+    KILLED,
+    OVER,
+    SUCCEEDED,
+    End,
+    Leave,
+    Place,
+    Point,
+    Report,
+    Save,
+    Start,
+)
+from orch_workers.hangs import Hang
+from orch_workers.judging import restart_decided
+from orch_workers.keeper import Keeper
+from orch_workers.process.launch import Launcher
+from orch_workers.reports import Reports
+from orch_workers.worker import Worker
+
+ALONE_SHARE = AGREE_SHARE + 0.1
+"""Part of the time for leaving after which a rank that hears nothing from its leader leaves by itself."""
+RATE_SPAN_S = 2.0
+"""Over so long the time of a step is taken."""
+
+
+class GangWorker(Worker):
+    """See Worker. `say` sends a message to another rank's agent, `address` is how they reach this machine."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        reports: Reports,
+        secrets: Callable[[], Mapping[str, str]],
+        *,
+        give_up: Callable[[], None],
+        say: Say,
+        address: str,
+    ) -> None:
+        super().__init__(config, reports, secrets, give_up=give_up)
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES") if config.gpus else None
+        node = "/".join(filter(None, (socket.gethostname(), config.share)))
+        first = first_report(
+            config.attempt, config.placed_by, config.rank, Place(node=node, address=address, devices=devices)
+        )
+        self._member = Member(first, self, say, config.world_size)
+        if config.rank == 0:
+            self._leader = Leader(config.attempt, config.placed_by, config.world_size, self, fresh_port)
+            self._member.lead(self._leader)
+        self._saves_wanted = 0
+        self._step_time = StepTime()
+        self._succeeded: Exit | None = None
+        self._hang_step: int | None = None
+        self._told_to_leave = self._finishing = False
+        self._alone_at_s: float | None = None
+        self._stop_by_s = 0.0
+        self._is_first_here = config.rank == 0
+
+    # from other threads
+
+    def start(self) -> None:
+        super().start()
+        self._member.start()
+
+    def heard(self, document: Mapping[str, Any]) -> None:
+        """A message from another agent of this job."""
+        self._member.heard(document)
+
+    def retire(self, limit_s: float) -> None:
+        """Another worker takes over in this very process: nothing of this one goes on when this returns."""
+        self._member.close(limit_s)
+        self._retired = True
+        self.halt()
+        self._inbox.put(lambda: None)
+        self._thread.join(limit_s)
+        self._close()
+        if isinstance(self._keeper, GangKeeper):
+            self._keeper.join(limit_s)
+
+    def take_over_stop(self, before: GangWorker) -> None:
+        """The worker before this one was told to end, and had not ended: that goes for this one."""
+        if before._stop.was_asked:
+            self._stop = before._stop
+            self.stopping = self._stop.asked
+            self._inbox.put(lambda: self._on_stop(self._stop.outcome, 0.0))
+
+    def save_soon(self) -> None:
+        self._saves_wanted += 1
+        self._member.tell(wants_save=self._saves_wanted)
+
+    # set-up
+
+    def _make_keeper(self, secrets: Mapping[str, str]) -> Keeper:
+        kind = LeaderKeeper if self._config.rank == 0 else GangKeeper
+        return kind(self._config, secrets, changed=self._member.poke, **self._of_keeper())
+
+    def _ready(self) -> None:
+        assert isinstance(self._keeper, GangKeeper)
+        assert self._launcher is not None
+        self._launcher.never_skips = True
+        self._member.ready(self._keeper)
+
+    # member.Rank: called by the gang's thread
+
+    def look(self) -> dict[str, Any]:
+        launcher = self._launcher
+        if launcher is None:
+            return {}
+        running = launcher.running
+        return {
+            "listens": launcher.said_hello and running,
+            "step": launcher.progress().step if launcher.said_hello else 0,
+            "step_s": self._step_time.step_s,
+            "waits": launcher.waits_for_slot,
+        }
+
+    def begin(self, start: Start) -> None:
+        self._inbox.put(lambda: self._begin(start))
+
+    def end(self, generation: Generation) -> None:
+        def act() -> None:
+            if self._awaiting_exit and self._generation <= generation and self._launcher is not None:
+                self._launcher.end_process()
+
+        self._inbox.put(act)
+
+    def save_at(self, save: Save) -> None:
+        def act() -> None:
+            sure = self._launcher is not None and self._launcher.save_at(save.step)
+            self._member.tell(**{"placed_word" if sure else "passed_word": save.number})
+
+        self._inbox.put(act)
+
+    def leave(self, leave: Leave) -> None:
+        self._inbox.put(lambda: self._leave(leave))
+
+    def finish(self) -> None:
+        """Every rank's process has ended with success; of the leader: and every other rank is over."""
+        self._inbox.put(self._finish)
+
+    def hold_on(self, *, waits: bool) -> None:
+        self._gang_waits = waits
+
+    # leader.Hands: called by the gang's thread, of the leader alone
+
+    def find(self, generation: Generation, reports: Mapping[int, Report], refused: Sequence[Point]) -> None:
+        keeper = self._keeper
+        assert isinstance(keeper, LeaderKeeper)
+
+        def answer(candidates: Any, everywhere: bool) -> None:
+            self._leader.found(generation, candidates, everywhere=everywhere)
+            self._member.poke()
+
+        def failed(error: Exception) -> None:
+            def act() -> None:
+                if not isinstance(error, Superseded):
+                    raise error  # in the worker's loop it becomes an end, as any error there
+                self._on_superseded(str(error))
+
+            self._inbox.put(act)
+
+        keeper.find(generation, reports, refused, answer, failed)
+
+    def decide(self, rank: int, end: End, following: Generation) -> Decision:
+        failure = Failure("process_exit") if end.failure is None else Failure.from_dict(dict(end.failure))
+        judged = failure.kind == "hang"
+        decision = self._ledger.decide(failure, str(end.generation))
+        self._reports.add(
+            ProcessExited(
+                generation=end.generation,
+                rank=rank,
+                code=end.code,
+                signal=end.signal,
+                step=failure.step if judged else end.step,
+                evidence="its agent ended it" if judged else end.evidence,
+                cause=failure.cause or ("hang" if judged else ""),
+                what=describe(failure) if judged else end.what,
+                advice=advice(failure) if judged else end.advice,
+                detect_s=max(0.0, (time.time_ns() // 1000 - end.at_us) / 1e6),
+            ),
+            traceback=end.traceback,
+        )
+        decision = replace(decision, reason=f"rank {rank}: {decision.reason}")
+        if decision.action != "fail":
+            # In the journal on disk before it is acted on: write down, then act.
+            self._reports.add(restart_decided(following, failure, decision, end.step))
+        return decision
+
+    def fail(self, rank: int, end: End, reason: str) -> None:
+        self._inbox.put(
+            lambda: self._end("failed", reason, exit_code=end.code, traceback=end.error, step=end.step)
+        )
+
+    def unrestorable(self, why: str) -> None:
+        self.on_unrestorable(f"none of the job's states can be restored by all ranks: {why}")
+
+    # the worker's loop
+
+    def _begin(self, start: Start) -> None:
+        if self.stopping.is_set() or self._awaiting_exit or not self._member.begins(start.generation):
+            return
+        seat = start.seats[self._config.rank]
+        self._is_first_here = seat.local_rank == 0
+        assert self._launcher is not None
+        self._launcher.seat = {
+            "local_rank": seat.local_rank,
+            "local_world_size": seat.local_world_size,
+            "master_addr": start.master_addr,
+            "master_port": start.master_port,
+            "base": {} if seat.devices is None else {"CUDA_VISIBLE_DEVICES": seat.devices},
+        }
+        self._succeeded, self._hang_step, self._step_time = None, None, StepTime()
+        self._start_process(start.generation)
+
+    def _after(self, ended: Exit) -> None:
+        assert self._keeper is not None
+        self._keeper.process_gone()
+        if self.stopping.is_set():
+            self._end(
+                self._stop.outcome,
+                self._stop.reason or "left when told to",
+                exit_code=ended.code,
+                step=ended.step,
+            )
+            return
+        at_us = time.time_ns() // 1000 - (time.monotonic_ns() - ended.at_ns) // 1000
+        end = End(
+            generation=self._generation,
+            how=SUCCEEDED if ended.succeeded else KILLED,
+            at_us=at_us,
+            code=ended.code,
+            signal=ended.signal,
+            step=ended.step if ended.known else None,
+        )
+        if ended.succeeded:
+            self._succeeded = ended
+        elif self._judge.condemned or not self._member.is_ended(self._generation):
+            end = self._explained(ended, end)
+        self._member.tell(phase=IDLE, end=end, hang=None)
+
+    def _explained(self, ended: Exit, end: End) -> End:
+        found = self._judge.judge(ended.failure(self._fatal), self._log.redactor)
+        return replace(
+            end,
+            how=FAILED,
+            step=found.failure.step,
+            failure=found.failure.to_dict(),
+            what=found.what,
+            advice=found.advice,
+            evidence=found.evidence,
+            traceback=found.traceback,
+            error=found.error,
+        )
+
+    def _on_hang(self, hang: Hang) -> None:
+        """Every rank's stacks come into its log by its own verdict; the leader waits for all of them."""
+        self._hang_step = self._launcher.progress().step if self._launcher is not None else None
+        self._member.tell(hang=hang.failure.to_dict())
+
+    def _save_when_due(self, launcher: Launcher, step: int) -> None:
+        if self._config.rank == 0 and launcher.due(step) is not None:
+            self._leader.save()
+            self._member.poke()
+
+    def _tick(self) -> None:
+        super()._tick()
+        launcher = self._launcher
+        if launcher is None or not self._awaiting_exit:
+            return
+        progress = launcher.progress()
+        self._step_time.look(progress.step, progress.monotonic_ns)
+        if self._hang_step is not None and progress.step > self._hang_step:
+            self._hang_step = None
+            self._member.tell(hang=None)
+        if self._alone_at_s is not None and time.monotonic() >= self._alone_at_s and not self._told_to_leave:
+            self._alone_at_s = None
+            launcher.stop(max(0.0, self._stop_by_s - time.monotonic()))
+
+    # the end
+
+    def _on_stop(self, outcome: str, grace_s: float) -> None:
+        if self._finishing:
+            return
+        launcher = self._launcher
+        if launcher is None or not self._awaiting_exit:
+            self._end(outcome, self._stop.reason or "stopped before a training process ran")
+        elif grace_s <= 0:
+            launcher.stop(0)
+            self._member.farewell(outcome, self._stop.reason, 0.0)
+        elif not self._told_to_leave:
+            now_s = time.monotonic()
+            self._stop_by_s = now_s + grace_s
+            self._alone_at_s = now_s + grace_s * ALONE_SHARE
+            self._member.farewell(outcome, self._stop.reason, grace_s)
+
+    def _leave(self, leave: Leave) -> None:
+        if self._finishing or self._told_to_leave:
+            return
+        self._told_to_leave = True
+        left_s = leave.left_s
+        if self.stopping.is_set():
+            left_s = max(0.0, self._stop_by_s - time.monotonic())
+        else:
+            self._stop.ask("left", leave.reason, time.monotonic() + leave.left_s)
+        if self._launcher is None or not self._awaiting_exit:
+            self._end(self._stop.outcome, self._stop.reason)
+        else:
+            self._launcher.stop(left_s, leave.step)
+
+    def _finish(self) -> None:
+        self._finishing = True
+        done = self._succeeded
+        if done is None:  # cannot be: the leader has seen every rank's success
+            raise RuntimeError("told to finish, and the process has not ended with success")
+        self._end("succeeded", done.why_succeeded, exit_code=done.code, step=done.step)
+
+    def _bring_home(self, outcome: str) -> str:
+        reason = super()._bring_home(outcome)
+        if self._finishing and self._config.rank == 0 and self._succeeded is not None:
+            # Only now: until all is in storage, whoever comes after a lost rank had better train the end again.
+            self._note_success(self._succeeded.step)
+        return reason
+
+    def _end(self, outcome: str, reason: str, **more: Any) -> None:
+        super()._end(outcome, reason, **more)
+        if self._ended:
+            self._member.tell(phase=OVER, outcome=outcome)
+
+    def _homecoming(self, *, patient: bool) -> Homecoming:
+        """Ranks of one machine share its working folder: its first rank brings the outputs home. What other machines
+        than rank 0's have made comes below a folder of their own.
+        """
+        config = self._config if self._is_first_here else replace(self._config, outputs=())
+        below = "" if config.rank == 0 else f"rank-{config.rank}"
+        return Homecoming(
+            config,
+            patient=patient,
+            stop=self._stop,
+            halted=lambda: self._halted,
+            note=self.note,
+            below=below,
+        )
+
+
+class StepTime:
+    """How long a step takes, over the last RATE_SPAN_S and at least one step. For one thread; read by any."""
+
+    def __init__(self) -> None:
+        self.step_s: float | None = None
+        self._step, self._at_ns = 0, 0
+
+    def look(self, step: int, at_ns: int) -> None:
+        if not self._at_ns or step < self._step:
+            self._step, self._at_ns = step, at_ns
+        elif step > self._step and at_ns > self._at_ns:
+            self.step_s = (at_ns - self._at_ns) / 1e9 / (step - self._step)
+            if at_ns - self._at_ns > RATE_SPAN_S * 1e9:
+                self._step, self._at_ns = step, at_ns
