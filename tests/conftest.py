@@ -6,7 +6,6 @@ import json
 import os
 import random
 import secrets
-import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from support.leftovers import assert_nothing_left
 from support.seaweed import SeaweedFS
-from support.server import Server
+from support.server import Server, own_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,16 +54,11 @@ def rng(seed: int) -> random.Random:
 def server() -> Iterator[Server]:
     """A real server in a home of its own, started once. Jobs of all tests share it: use their ids alone."""
     # Not tmp_path: the home is closed to others, and a short path keeps Ray's sockets in it.
-    home = Path(tempfile.mkdtemp(prefix="orch-"))
-    shared = Server(home)
-    try:
-        shared.start()
+    with own_server() as shared:
         yield shared
         jobs = json.loads(shared.cli("status", "-o", "json").stdout)["jobs"]
-    finally:
         shared.put_away()
-    assert_nothing_left(home, [job["id"] for job in jobs])
-    shutil.rmtree(home)
+        assert_nothing_left(shared.home, [job["id"] for job in jobs])
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,8 @@ import argparse
 import json
 import random
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +31,7 @@ from support import (
 )
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
-from support.server import Server, wait_for
+from support.server import Server, own_server, wait_for
 
 LONG = ("--set=env.STEPS=9000",)
 """The job of the kills: long enough to be killed twenty times."""
@@ -143,18 +141,13 @@ def run(part: str, seed: int, count: int | None) -> dict[str, Any]:
         act, usual = PARTS[part]
     else:
         act, count, usual = soak_mixed.mixed, _seconds(part), 0
-    home = Path(tempfile.mkdtemp(prefix="orch-"))
-    server = Server(home)
     began = time.monotonic()
-    try:
-        server.start()
+    with own_server() as server:
         found = act(server, random.Random(seed), count or usual)
         jobs = [job["id"] for job in server.client().jobs()]
         assert not placement_groups(server, *jobs)
-    finally:
-        server.put_away()
-    assert_nothing_left(home, jobs)
-    shutil.rmtree(home)
+        server.stop()
+        assert_nothing_left(server.home, jobs)
     return {"part": part, "seed": seed, "took_s": round(time.monotonic() - began, 1), **found}
 
 

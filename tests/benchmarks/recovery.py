@@ -41,8 +41,8 @@ NUMBER_BYTES = 4
 SAVES_BEFORE_KILL = 2
 WORKS_S = 6.0
 """Between the first step of a process and its end, at least: a job at work, not one that has just begun."""
-AFTER_SAVE_S = 0.3
-"""A kill comes so long after a save: within it every side must be able to use that save."""
+AFTER_SAVE_STEPS = 6
+"""A kill comes so many steps after a save: within them every side must be able to use that save."""
 START_LIMIT_S = 120.0
 RECOVERY_LIMIT_S = 120.0
 
@@ -119,8 +119,17 @@ def _kill_once(
         return next((save for save in saves if save["t"] >= begun_s + works_s), None)
 
     save = wait_for("the training saves", saved, START_LIMIT_S)
+
+    def went_on() -> bool:
+        steps = [
+            stamp
+            for stamp in _stamps(events)[seen:]
+            if stamp["event"] == "step" and stamp["pid"] == save["pid"]
+        ]
+        return bool(steps) and steps[-1]["step"] >= save["step"] + AFTER_SAVE_STEPS
+
+    wait_for("the training goes on after its save", went_on, START_LIMIT_S)
     pid = save["pid"] if victim_pid is None else victim_pid()
-    time.sleep(max(0.0, save["t"] + AFTER_SAVE_S - time.time()))
     killed_at = time.time()
     os.kill(pid, signal.SIGKILL)
 

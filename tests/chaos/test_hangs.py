@@ -13,7 +13,7 @@ pytestmark = pytest.mark.chaos
 
 STEPS, HANGS_AT = 60, 30
 TRAIN = f"""
-import ctypes, os, signal, subprocess, sys, threading, time
+import ctypes, os, signal, subprocess, sys, threading
 import torch
 import orch
 
@@ -28,7 +28,7 @@ def gil_held_in_c():
 def endless_collective():
     import torch.distributed as dist
     join = "import sys, torch.distributed as d; d.init_process_group('gloo', init_method=sys.argv[1], rank=1,"
-    join += " world_size=2); import time; time.sleep(100000)"
+    join += " world_size=2); import signal; signal.pause()"
     address = f"file://{{os.getcwd()}}/meet"
     subprocess.Popen([sys.executable, "-c", join, address])
     dist.init_process_group("gloo", init_method=address, rank=0, world_size=2)
@@ -44,7 +44,6 @@ run = orch.training(model=model)
 first = os.environ["ORCH_GENERATION"] == "000001.000001"
 for _ in run.epochs(1):
     for number in run.batches(range({STEPS})):
-        time.sleep(0.01)
         run.step()
         if first and run.step_count == {HANGS_AT}:
             globals()[os.environ["HOW"]]()

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from support.jobs import Gate, write_job
+from support.jobs import Gate, held, write_job
 from support.recovery import STEPS, Victim, assert_recovered, kill, starts
 from support.server import Server, wait_for
 
@@ -45,11 +45,8 @@ class Slow(Victim):
         super().__init__(server, SLOWLY, OFTEN, f"--set=env.HOLD={self.hold}")
 
     def wait_standby(self, *, but: int = 0) -> int:
-        self.hold.touch()
-        try:
+        with held(self.hold):
             return wait_ready(self, but=but)
-        finally:
-            self.hold.unlink()
 
 
 def wait_ready(victim: Victim, *, but: int = 0) -> int:

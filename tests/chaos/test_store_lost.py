@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from support.leftovers import assert_nothing_left
-from support.server import Server
+from support.server import own_server
 from support.store_lost import lose_the_store
 
 pytestmark = pytest.mark.chaos
 
 
 def test_jobs_go_on_from_their_storage_alone(undisturbed: bytes, rng: random.Random, tmp_path: Path) -> None:
-    home = Path(tempfile.mkdtemp(prefix="orch-"))
-    server = Server(home)
-    try:
-        server.start()
+    with own_server() as server:
         jobs = lose_the_store(server, tmp_path / "storage", rng, undisturbed)
-    finally:
-        server.put_away()
-    assert_nothing_left(home, jobs)
-    shutil.rmtree(home)
+        server.stop()
+        assert_nothing_left(server.home, jobs)

@@ -28,18 +28,8 @@ if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
 
 @pytest.fixture
 def agents(tmp_path: Path) -> Any:
-    """Makes agents, each with a folder of its own."""
-    made: list[FakeAgent] = []
-
-    def make(**options: Any) -> FakeAgent:
-        folder = tmp_path / f"agent-{len(made)}"
-        folder.mkdir()
-        made.append(FakeAgent(folder, **options))
-        return made[-1]
-
-    yield make
-    for agent in made:
-        agent.close()
+    with harness.fake_agents(tmp_path) as make:
+        yield make
 
 
 @pytest.fixture

@@ -40,17 +40,27 @@ def with_python():
     return tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec([], tf.int64)).batch(4)
 
 
+def one_pass(run, dataset, seen, stop_at):
+    """Appends each batch to `seen`. Saves after step `stop_at`; False, without it, when one more is read."""
+    for batch in run.batches(dataset):
+        run.step()
+        if stop_at is not None and run.step_count > stop_at:
+            return False
+        seen.append(batch.numpy().tolist())
+        if run.step_count == stop_at:
+            run.save()
+    return True
+
+
 def epochs_of(run, dataset, count, *, stop_at=None):
     """All batches of `count` epochs as lists; ends in the middle, saved, at step `stop_at`."""
     seen = []
     for epoch in run.epochs(count):
-        for batch in run.batches(dataset):
-            seen.append((epoch, batch.numpy().tolist()))
-            run.step()
-            if run.step_count == stop_at:
-                run.save()
-            elif stop_at is not None and run.step_count > stop_at:
-                return seen[:-1]
+        batches = []
+        goes_on = one_pass(run, dataset, batches, stop_at)
+        seen += [(epoch, batch) for batch in batches]
+        if not goes_on:
+            break
     return seen
 
 
@@ -82,13 +92,8 @@ def test_twice_resumed_and_with_two_datasets(agents, begin):
     def both(run, train, extra, stop_at=None):
         seen = []
         for _ in run.epochs(4):
-            for batch in run.batches(train):
-                seen.append(batch.numpy().tolist())
-                run.step()
-                if run.step_count == stop_at:
-                    run.save()
-                elif stop_at is not None and run.step_count > stop_at:
-                    return seen[:-1]
+            if not one_pass(run, train, seen, stop_at):
+                break
             seen.append([batch.numpy().tolist() for batch in run.batches(extra)])
         return seen
 
@@ -123,14 +128,8 @@ def test_a_dataset_that_is_built_anew_in_every_epoch(agents, begin):
     def epochs(run, stop_at=None):
         seen = []
         for epoch in run.epochs(3):
-            data = shuffled(10 + epoch)
-            for batch in run.batches(data):
-                seen.append(batch.numpy().tolist())
-                run.step()
-                if run.step_count == stop_at:
-                    run.save()
-                elif stop_at is not None and run.step_count > stop_at:
-                    return seen[:-1]
+            if not one_pass(run, shuffled(10 + epoch), seen, stop_at):
+                break
         return seen
 
     calm = begin(agents())

@@ -144,23 +144,25 @@ def test_a_restored_network_goes_on_as_the_one_that_was_saved(agents, begin):
 
 def test_a_module_of_plain_tensorflow_waits_too(agents, begin):
     agent = agents()
-    pair = Pair()
-    pair()
-    pair.first.assign([5.0, 6.0])
-    pair.later.assign([7.0, 8.0])
-    saved(begin(agent, pair=pair))
+    pair_saved(begin, agent, first=[5.0, 6.0], later=[7.0, 8.0])
     again = Pair()
     run = begin(agent, pair=again)
     assert again().numpy().tolist() == [12.0, 14.0]
     run.give_up()
 
 
-def test_what_has_found_no_object_is_said_and_goes_on_into_the_next_checkpoints(agents, begin):
-    agent = agents()
+def pair_saved(begin, agent, **values):
+    """A Pair with these values, saved by a run of its own."""
     pair = Pair()
     pair()
-    pair.later.assign([7.0, 8.0])
+    for name, value in values.items():
+        getattr(pair, name).assign(value)
     saved(begin(agent, pair=pair))
+
+
+def test_what_has_found_no_object_is_said_and_goes_on_into_the_next_checkpoints(agents, begin):
+    agent = agents()
+    pair_saved(begin, agent, later=[7.0, 8.0])
 
     unused = Pair()
     run = begin(agent, pair=unused)

@@ -11,7 +11,7 @@ import pytest
 
 from orch_policies.retention import Best, Rules
 from orch_workers.checkpoint import Catalog, RestorePoint, open_storage
-from support.jobs import write_job
+from support.jobs import Gate, write_job
 from support.server import Server, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
@@ -29,9 +29,9 @@ while not os.path.exists(f"{there}/end"):
     run.step(val_loss=abs(step - 60))
     if step % 20 == 0 and step <= 200:
         run.save()
-    while step == 20 and not os.path.exists(f"{there}/pinned"):
-        time.sleep(0.02)
-    time.sleep(0.01)
+    if step == 20:
+        open(f"{there}/gate").read()
+    time.sleep(0.01)  # so that it is not over before it is killed
 """
 KEEP = {"last": 2, "every_steps": 100, "best": {"metric": "val_loss", "count": 1}}
 
@@ -47,12 +47,13 @@ def test_auto_and_the_rules_of_keep_over_a_kill(server: Server, tmp_path: Path) 
         tmp_path / "work", "python train.py", {"train.py": SCRIPT}, env={"THERE": str(tmp_path)},
         checkpoint={"every": "auto", "max_overhead": "50%", "keep": KEEP},
     )  # fmt: skip
+    gate = Gate(tmp_path)
     job = server.submit(folder)
     catalog = Catalog(open_storage(str(server.home / "storage")), job)
     wait_for("step 20 is committed", lambda: 20 in committed(server, job))
     [point] = [point for point in catalog.restore_points() if point.step == 20]
     assert catalog.pin(RestorePoint(*point[:2]), "for the test")
-    (tmp_path / "pinned").touch()
+    gate.open()
     wait_for("step 200 is committed", lambda: 200 in committed(server, job))
     server.kill_training(job)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from support.server import Server
 
 TRAIN = """
-import os, pathlib, time
+import os, pathlib, signal, time
 import orch
 
 mine = pathlib.Path(os.environ["ORCH_CHECKPOINT_DIR"])
@@ -39,7 +39,7 @@ before = holders.read_text().split() if holders.exists() else []
 with holders.open("a") as file:
     child = os.fork()
     if child == 0:
-        time.sleep(1000)
+        signal.pause()
         os._exit(0)
     file.write(f"{os.getpid()} {child}\\n")
 print("gpu", gpu, "shared with", [pid for pid in before if lives(pid)], "after", len(before), flush=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -45,6 +47,25 @@ class Gate:
     def open(self) -> None:
         with self.path.open("w") as gate:  # returns when the command is there
             gate.write("go\n")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """No step of chaos/jobs/train.py, given `path` as HOLD, is done within this block."""
+    os.mkfifo(path)
+    yield
+    ours = wait_for("the job waits", lambda: _other_end(path))
+    path.unlink()
+    os.close(ours)
+
+
+def _other_end(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nobody reads
+            return None
+        raise
 
 
 def wait_state(server: Server, job: str, *states: str) -> dict[str, Any]:

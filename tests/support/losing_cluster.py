@@ -9,9 +9,9 @@ import psutil
 
 from orch.control.raylocal import ray_processes
 from orch_workers.checkpoint import Catalog, open_storage
-from support.leftovers import of_jobs
+from support.leftovers import assert_nothing_left, of_jobs
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, starts
-from support.server import Server, alive, wait_for
+from support.server import Server, alive, own_server, wait_for
 
 if TYPE_CHECKING:
     import random
@@ -20,8 +20,18 @@ LIMIT_S = 60.0
 STEPS_FEW = STEPS // 2
 
 
-def cluster_frozen(server: Server, rng: random.Random) -> dict[str, Any]:
-    """The server's lease must be short. The controller is there all the time, and must not be taken for the cluster."""
+def lease_over(rng: random.Random) -> dict[str, Any]:
+    """On a server of its own, whose lease is short."""
+    with own_server("lease: 3s\n") as server:
+        found = _cluster_frozen(server, rng)
+        jobs = [job["id"] for job in server.client().jobs()]
+        server.stop()
+        assert_nothing_left(server.home, jobs)
+    return found
+
+
+def _cluster_frozen(server: Server, rng: random.Random) -> dict[str, Any]:
+    """The controller is there all the time, and must not be taken for the cluster."""
     settings = ("checkpoint.every.seconds=1000", "env.PACE_S=0.03", f"env.STEPS={STEPS_FEW}")
     victim = Victim(server, *(f"--set={setting}" for setting in settings))
     victim.wait_step(rng.randrange(STEPS // 20, STEPS // 10))

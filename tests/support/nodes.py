@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from orch.control.home import Home
-from orch.control.raylocal import LOOPBACK, OBJECT_STORE_BYTES, ray_environment
+from orch.control.raylocal import LOOPBACK, OBJECT_STORE_BYTES, TOKEN_VARIABLE, ray_environment
 from orch_workers.config import NODE_VARIABLE, WorkerPaths, share_of
 from support.server import wait_for
 
@@ -52,14 +52,22 @@ class Node:
         ip: str = LOOPBACK,
         inside: Sequence[str] = (),
         head_port: int | None = None,
+        apart: bool = False,
     ) -> None:
         """Begins to start; `ready` waits for it, and only then another may begin: Ray gives two that start at once the
         same names for their sockets, and one of them dies.
 
         `inside`: a command that runs another one in a network namespace. `head_port`: it is the head of a cluster,
-        which the server joins later.
+        which the server joins later. `apart`: on a machine of its own, as the server sees it, which does not count
+        these processes among those of its home.
         """
-        self.server, self._ip, self._inside, self._head_port = server, ip, inside, head_port
+        self.server, self._ip, self._inside, self._head_port, self._apart = (
+            server,
+            ip,
+            inside,
+            head_port,
+            apart,
+        )
         self._resources = (f"--num-cpus={cpus}", f"--num-gpus={gpus}")
         self.folder = Path(tempfile.mkdtemp(prefix="orch-node-"))
         self.id = ""
@@ -83,6 +91,12 @@ class Node:
         assert record is not None
         return (f"--address={record.ray_address}",)
 
+    def __enter__(self) -> Self:
+        return self.ready()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
     def start(self) -> None:
         """Also again, after its end, as a machine that comes back with an empty memory."""
         command = [
@@ -97,6 +111,9 @@ class Node:
         env = {**self.server.env, **ray_env, NODE_VARIABLE: str(self.folder)}
         if self._ip != LOOPBACK:
             del env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+        if self._apart:  # a server knows the processes of its own machine by the token's path
+            env[TOKEN_VARIABLE] = shutil.copy2(self.server.home / "ray-token", self.folder / "ray-token")
+            del env["ORCH_HOME"]
         with (self.folder / "ray-start.log").open("ab") as log:
             self._started = subprocess.Popen(
                 command,

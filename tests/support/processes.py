@@ -18,7 +18,7 @@ LIMIT_S = 30.0
 # A tree of every kind: a child, a grandchild, a double fork, a child in a session of its own.
 TREE = textwrap.dedent(
     """
-    import os, sys, time
+    import os, signal, sys
     def tell():
         with open(os.environ["FIFO"], "w") as fifo:
             fifo.write(f"{os.getpid()}\\n")
@@ -27,13 +27,12 @@ TREE = textwrap.dedent(
             for step in steps:
                 step()
             tell()
-            time.sleep(1000)
+            signal.pause()
             os._exit(0)
     def fork_again():
         if os.fork():
             os._exit(0)
     def ignore_term():
-        import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child("plain")
     child("double fork", fork_again)
@@ -42,7 +41,7 @@ TREE = textwrap.dedent(
     child("stubborn", ignore_term, os.setsid, fork_again, os.setsid)
     tell()
     if sys.argv[1] == "stay":
-        time.sleep(1000)
+        signal.pause()
     open(os.environ["FIFO"] + ".go").read()
     sys.exit(7)
     """

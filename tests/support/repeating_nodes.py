@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,14 +12,14 @@ from support import losing_nodes
 from support.accounts import keep_timeline
 from support.cutting_off import cut_off, refusal
 from support.holding_a_gpu import gpu_still_held
-from support.leftovers import assert_nothing_left
-from support.losing_cluster import cluster_frozen
+from support.losing_cluster import lease_over
 from support.nodes import Pool
 from support.recovery import Victim
-from support.server import Server
 
 if TYPE_CHECKING:
     import random
+
+    from support.server import Server
 
 
 def _gpu(server: Server, pool: Pool, rng: random.Random, _undisturbed: bytes) -> dict[str, Any]:
@@ -57,28 +56,13 @@ def nodes(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
     finally:
         pool.close()
     for _ in range(count):
-        found["cluster silent"].append(_lease(rng))
+        found["cluster silent"].append(lease_over(rng))
     reason = refusal()
     if reason:
         print(f"no node is cut off: {reason}; the frozen ones stand for it", file=sys.stderr)
     else:
         found["cut off"] = [cut_off(rng) for _ in range(count)]
     return {"rows": {name: _ranges(rounds) for name, rounds in found.items()}, "equal_bytes": True}
-
-
-def _lease(rng: random.Random) -> dict[str, Any]:
-    home = Path(tempfile.mkdtemp(prefix="orch-"))
-    (home / "config.yaml").write_text("lease: 3s\n")
-    server = Server(home)
-    try:
-        server.start()
-        found = cluster_frozen(server, rng)
-        jobs = [job["id"] for job in server.client().jobs()]
-    finally:
-        server.put_away()
-    assert_nothing_left(home, jobs)
-    shutil.rmtree(home)
-    return found
 
 
 def _ranges(rounds: list[dict[str, Any]]) -> dict[str, Any]:

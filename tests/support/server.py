@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,20 @@ def wait_for(what: str, check: Callable[[], Any], limit_s: float = WAIT_S, poll_
         if time.monotonic() > deadline:
             raise WaitedError(f"{what}: not within {limit_s:g} s")
         time.sleep(poll_s)
+
+
+@contextmanager
+def own_server(config: str = "", *options: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """A server for one test, with `config` as its config file: started, and stopped whatever happens."""
+    home = Path(tempfile.mkdtemp(prefix="orch-"))
+    (home / "config.yaml").write_text(config)
+    server = Server(home, env)
+    try:
+        server.start(*options)
+        yield server
+    finally:
+        server.put_away()
+    shutil.rmtree(home)
 
 
 class Server:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import random
-import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from support import losing_head
 from support.accounts import keep_timeline
 from support.faketime import FakeTime
 from support.leftovers import assert_nothing_left
 from support.recovery import Victim, assert_recovered, starts
-from support.second_raylet import SecondRaylet, head_options, kill_head
-from support.server import Server, wait_for
+from support.server import Server, own_server, wait_for
 from support.store_lost import lose_the_store
 from support.transitions import LIVES, assert_nothing_twice, live
 
@@ -56,23 +53,23 @@ def transitions(server: Server, rng: random.Random, count: int) -> dict[str, Any
 def recover(rng: random.Random, count: int) -> dict[str, Any]:
     """The whole home lost, and the jobs back from storage, `count` times."""
     for _ in range(count):
-        with _own_server() as (server, folder), tempfile.TemporaryDirectory() as storage:
+        with own_server() as server, tempfile.TemporaryDirectory() as storage:
             calm = Victim(server)
             calm.finish()
             jobs = lose_the_store(server, Path(storage) / "s", rng, calm.final_bytes())
             server.stop()
-            assert_nothing_left(folder, [*jobs, calm.id])
+            assert_nothing_left(server.home, [*jobs, calm.id])
     return {"homes_lost": count, "equal_bytes": True}
 
 
 def head(rng: random.Random, count: int) -> dict[str, Any]:
     """Ray's head killed under a job on another node, `count` times on one home (`ray_state: disk`)."""
     told = []
-    with _own_server("ray_state: disk\n", *head_options()) as (server, _), SecondRaylet(server):
+    with losing_head.elsewhere() as server:
         gpu = "--set=resources.gpus=1"
         calm = Victim(server, gpu)
         calm.finish()
-        told = [kill_head(server, rng, calm.final_bytes()) for _ in range(count)]
+        told = [losing_head.kill_head(server, rng, calm.final_bytes()) for _ in range(count)]
         server.stop()
     return {
         "heads_killed": count,
@@ -87,7 +84,7 @@ def clock(rng: random.Random, count: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         FakeTime(Path(folder)) as fake,
-        _own_server(env=fake.env) as (server, _),
+        own_server(env=fake.env) as server,
     ):
         calm = Victim(server)
         calm.finish()
@@ -106,18 +103,3 @@ def clock(rng: random.Random, count: int) -> dict[str, Any]:
         assert_nothing_twice(server.client().events(victim.id).events)
         assert victim.final_bytes() == calm.final_bytes(), "the final bytes differ"
     return {"jumps": count, "equal_bytes": True}
-
-
-@contextmanager
-def _own_server(
-    config: str = "", *options: str, env: dict[str, str] | None = None
-) -> Iterator[tuple[Server, Path]]:
-    home = Path(tempfile.mkdtemp(prefix="orch-"))
-    (home / "config.yaml").write_text(config)
-    server = Server(home, env)
-    try:
-        server.start(*options)
-        yield server, home
-    finally:
-        server.put_away()
-    shutil.rmtree(home)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CONNECTIONS_MAX = 16
 """At one time; one is served, the others are only told why they are not."""
 HELLO_LIMIT_S = 30.0
+BUSY_POLL_S = 0.02
+REST_LIMIT_S = 2.0
+"""For reading what a process that is gone had still said; it lies in the socket, and takes no time."""
 SOCKET_PATH_BYTES_MAX = 107
 """unix(7): sun_path, less its terminating zero."""
 _RECEIVE_BYTES = 1 << 16
@@ -50,6 +53,10 @@ class SessionRefusedError(Exception):
     """Raised by `Handlers.on_hello`: the training process shows the sentence to its user and ends."""
 
 
+class BusyError(Exception):
+    """Raised by `Handlers.on_save`: there is no free slot now, and the process must have one."""
+
+
 class ProtocolError(Exception):
     """What came is no message of this protocol; the connection is closed."""
 
@@ -65,10 +72,7 @@ class Handlers(Protocol):
         ...
 
     def on_save(self, size_bytes: int, *, step: int, reason: str, wait: bool) -> tuple[int, str] | None:
-        """Index and path of a free slot, or None: busy.
-
-        With `wait` it blocks until there is one; it gives up when the process is gone or a stop's time is up.
-        """
+        """Index and path of a free slot, or None: busy. BusyError: asked again until there is one."""
 
     def on_saved(self, index: int, info: Mapping[str, Any]) -> None:
         """`info` is the message: step, epoch, reason, blocked_s."""
@@ -98,6 +102,12 @@ class SessionServer:
         self._page = page
         self._handlers = handlers
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        """Held by whoever speaks with the handlers: once `end` or `close` has had it, nobody else does."""
+        self._ended = threading.Event()
+        self._at_rest = threading.Condition(self._lock)
+        self._speaking = 0
+        """Connections that have said hello and have not ended."""
         self._owner: int | None = None
         self._connections: set[socket.socket] = set()
         self._closed = False
@@ -118,9 +128,19 @@ class SessionServer:
         """Pid of the process that said hello, None before. It stays when that process has ended."""
         return self._owner
 
+    def end(self) -> None:
+        """The process is gone: returns when what it had said last has been passed on. From then on, whatever a thread
+        still holds of its words reaches no handler: they would be taken for those of the process that follows.
+        """
+        self._ended.set()
+        with self._at_rest:
+            self._at_rest.wait_for(lambda: not self._speaking, REST_LIMIT_S)
+        self.close()
+
     def close(self) -> None:
-        """Ends every connection and removes the socket; repeatable. Blocked handlers are not waited for."""
-        with self._lock:
+        """Ends every connection and removes the socket; repeatable. No handler is called any more."""
+        self._ended.set()
+        with self._turn, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -159,10 +179,7 @@ class SessionServer:
                 if hello is None or not self._greet(connection, hello):
                     return
                 connection.settimeout(None)
-                while (message := lines.next()) is not None:
-                    answer = self._handle(message)
-                    if answer is not None:
-                        _send(connection, answer)
+                self._listen(connection, lines)
         except ProtocolError as error:
             self._guarded(
                 "note", self._handlers.on_note, "error", f"the training process was cut off: {error}"
@@ -172,6 +189,19 @@ class SessionServer:
         finally:
             with self._lock:
                 self._connections.discard(connection)
+
+    def _listen(self, connection: socket.socket, lines: _Lines) -> None:
+        with self._at_rest:
+            self._speaking += 1
+        try:
+            while (message := lines.next()) is not None:
+                answer = self._handle(message)
+                if answer is not None:
+                    _send(connection, answer)
+        finally:
+            with self._at_rest:
+                self._speaking -= 1
+                self._at_rest.notify_all()
 
     def _greet(self, connection: socket.socket, hello: dict[str, Any]) -> bool:
         """Answers the first message; True when this connection is the session's from now on."""
@@ -219,14 +249,7 @@ class SessionServer:
         if kind == "hello":
             raise ProtocolError("a second hello on one connection")
         if kind == "save":
-            slot = self._guarded(
-                kind,
-                handlers.on_save,
-                message["size_bytes"],
-                step=message["step"],
-                reason=message["reason"],
-                wait=message["wait"],
-            )
+            slot = self._slot(message)
             return {"type": "busy"} if slot is None else {"type": "slot", "index": slot[0], "path": slot[1]}
         if kind == "finished":
             self._guarded(kind, handlers.on_finished, message["step"], message["epoch"])
@@ -238,9 +261,21 @@ class SessionServer:
             self._guarded(kind, handler, *(message[name] for name in _FIELDS[kind]))
         return None
 
+    def _slot(self, message: dict[str, Any]) -> tuple[int, str] | None:
+        asked = {name: message[name] for name in ("step", "reason", "wait")}
+        while not self._ended.is_set():  # nobody is there to fill a slot after that
+            try:
+                return self._guarded("save", self._handlers.on_save, message["size_bytes"], **asked)
+            except BusyError:
+                self._ended.wait(BUSY_POLL_S)
+        return None
+
     def _guarded(self, kind: str, handler: Callable[..., T], *values: Any, **named: Any) -> T | None:
         try:
-            return handler(*values, **named)
+            with self._turn:
+                return None if self._closed else handler(*values, **named)
+        except BusyError:
+            raise
         except Exception:  # a fault of ours must not cut off the training process
             _log.exception("%s could not be handled", kind)
             return None

@@ -9,13 +9,13 @@ and ORCH_BENCHMARK_STORAGE (local, s3) name what is measured if not all.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.checkpoint import s3_clients, states
+from tests.benchmarks.checkpoint import s3_clients
+from tests.benchmarks.checkpoint.choosing import chosen
 from tests.benchmarks.checkpoint.quiet import in_turn, settle
 from tests.benchmarks.checkpoint.slotfiles import GENERATION, Cost, SlotFile, slot_file
 from tests.benchmarks.checkpoint.spread import SpreadReport
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 WRITE_BYTES = 16 << 20
 STORAGES = ("local", "s3")
-STATE_OF_S3 = "gpt2"
 FOLDER = os.environ.get("ORCH_BENCHMARK_FOLDER")
 """On the disk that is to be measured; the usual temporary folder if not given."""
 OURS, PLAIN = "orch", "write and fsync"
@@ -40,12 +39,8 @@ Sides = dict[str, "Callable[[int], None]"]
 
 
 def measure(count: int, *, small: bool, progress: Console) -> list[Report]:
-    names = os.environ.get("ORCH_BENCHMARK_STATES", ",".join(states.NAMES)).split(",")
-    kinds = os.environ.get("ORCH_BENCHMARK_STORAGE", ",".join(STORAGES)).split(",")
     found: list[Report] = []
-    for name, kind in itertools.product(names, kinds):
-        if kind == "s3" and name != STATE_OF_S3:
-            continue
+    for name, kind in chosen(STORAGES):
         report = SpreadReport(f"snapshot to durable, {kind}, {name}", by="seconds_s", ours=OURS)
         with slot_file(name, small=small) as slot:
             report.facts = {"data_bytes": slot.data_bytes, "tensors": len(slot.entries)}

@@ -6,12 +6,14 @@ tidies what it was sent. Whoever came next paid for it, by half of its own rate 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-import time
 from typing import TypeVar
 
 import psutil
+
+from support.server import WaitedError, wait_for
 
 Side = TypeVar("Side")
 
@@ -30,13 +32,23 @@ def in_turn(sides: dict[str, Side], number: int) -> list[tuple[str, Side]]:
 
 def settle() -> None:
     """Returns when two windows on end were quiet, or after LIMIT_S."""
-    end = time.monotonic() + LIMIT_S
-    quiet, before = 0, _cpu_s()
-    while quiet < 2 and time.monotonic() < end:
-        time.sleep(WINDOW_S)
-        now = _cpu_s()
-        quiet = quiet + 1 if now - before < IDLE_SHARE * WINDOW_S else 0
-        before = now
+    windows = _Windows()
+    with contextlib.suppress(WaitedError):
+        wait_for("two windows on end are quiet", lambda: windows.quiet() >= 2, LIMIT_S, WINDOW_S)
+
+
+class _Windows:
+    """Looked at once in WINDOW_S."""
+
+    def __init__(self) -> None:
+        self._quiet, self._before_s = -1, 0.0
+
+    def quiet(self) -> int:
+        """How many windows on end have been quiet by now; the first look only begins one."""
+        now_s = _cpu_s()
+        is_quiet = self._quiet < 0 or now_s - self._before_s < IDLE_SHARE * WINDOW_S
+        self._quiet, self._before_s = self._quiet + 1 if is_quiet else 0, now_s
+        return self._quiet
 
 
 def _cpu_s() -> float:

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from orch_workers.training import protocol, session
+from unit.training.fake_agent import FakeAgent
+
+
+@contextmanager
+def fake_agents(folder):
+    """Makes agents, each with a folder of its own below `folder`."""
+    made: list[FakeAgent] = []
+
+    def make(**options) -> FakeAgent:
+        own = folder / f"agent-{len(made)}"
+        own.mkdir()
+        made.append(FakeAgent(own, **options))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for agent in made:
+            agent.close()
 
 
 def begin(agent, monkeypatch, **objects):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,6 +11,7 @@ from orch.model.generation import Generation
 from orch_workers.checkpoint.staging import Staging
 from orch_workers.process import guarded as processes
 from orch_workers.process.launch import Launcher
+from orch_workers.session import BusyError
 from support.processes import Command, Fifo
 from support.server import wait_for
 from support.workers import LIMIT_S, Stuck, good
@@ -56,31 +57,29 @@ def save(launcher, reason, *, wait=True):
     return launcher.on_save(1024, step=7, reason=reason, wait=wait)
 
 
+def saved_or_busy(launcher, reason):
+    with contextlib.suppress(BusyError):
+        return save(launcher, reason)
+
+
 def test_what_the_clock_asked_for_is_skipped_while_both_slots_are_held(machine, kept, launcher):
     stuck = fill_both(machine, kept)
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(save, launcher, "asked").result(LIMIT_S) is None
-        assert pool.submit(save, launcher, "last", wait=False).result(LIMIT_S) is None
+    assert save(launcher, "asked") is None
+    assert save(launcher, "last", wait=False) is None
     stuck.go.set()
 
 
 @pytest.mark.parametrize("reason", ["last", "stop", "demand"])
-def test_what_must_not_be_skipped_waits_for_a_slot(machine, kept, launcher, monkeypatch, reason):
+def test_what_must_not_be_skipped_waits_for_a_slot(machine, kept, launcher, reason):
     stuck = fill_both(machine, kept)
-    asked = []
-
-    def acquire(size_bytes, real=kept.keeper.acquire, **more):
-        asked.append(size_bytes)
-        return real(size_bytes, **more)
-
-    monkeypatch.setattr(kept.keeper, "acquire", acquire)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(save, launcher, reason)
-        wait_for("asked again", lambda: len(asked) > 2, LIMIT_S)
-        assert not waiting.done()
-        stuck.go.set()
-        machine.storage.mood = good
-        assert waiting.result(LIMIT_S)[0] in {0, 1}
+    with pytest.raises(BusyError):
+        save(launcher, reason)
+    assert launcher.waits_for_slot
+    stuck.go.set()
+    machine.storage.mood = good
+    given = wait_for("a slot is free", lambda: saved_or_busy(launcher, reason), LIMIT_S)
+    assert given[0] in {0, 1}
+    assert not launcher.waits_for_slot
 
 
 def test_saves_by_steps_that_would_cost_too_much_are_left_out(machine, listener):
@@ -96,15 +95,6 @@ def test_saves_by_steps_that_would_cost_too_much_are_left_out(machine, listener)
     for reason in ("first", "last", "stop", "demand", "asked"):
         assert save(launcher, reason) is not None
         kept.keeper.save_failed()
-
-
-def test_who_waits_for_a_slot_gives_up_when_its_process_is_gone(machine, kept, launcher):
-    stuck = fill_both(machine, kept)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(save, launcher, "last")
-        launcher._gone.set()
-        assert waiting.result(LIMIT_S) is None
-    stuck.go.set()
 
 
 @pytest.mark.parametrize("reason", ["asked", "last"])

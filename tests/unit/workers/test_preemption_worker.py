@@ -59,7 +59,7 @@ def test_before_a_process_runs_nothing_is_started(machine):
 
 
 def test_a_process_without_orch_gets_a_sigterm_at_once(machine):
-    machine_run = "trap 'exit 0' TERM; echo >up; while :; do sleep 0.05; done"
+    machine_run = "trap 'exit 0' TERM; echo >up; sleep 1000 & wait"
     worker = machine.worker(run=machine_run)
     wait_for("it runs", (machine.workdir / "up").exists, LIMIT_S)
     Noticed(worker).give()

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from orch_workers.session import SessionRefusedError, SessionServer
+from orch_workers.session import BusyError, SessionRefusedError, SessionServer
 from orch_workers.training.agent_sink import AgentSink
 from orch_workers.training.errors import RefusedError
 from orch_workers.training.page import Page
@@ -249,20 +249,73 @@ def test_close_ends_the_connection_frees_the_path_and_can_be_repeated(connect, s
     assert not (tmp_path / "agent.sock").exists()
 
 
-def test_close_does_not_wait_for_a_handler_that_blocks(connect, server, agent):
+def test_close_does_not_wait_for_a_hello_that_storage_keeps_waiting(connect, server, agent):
     entered, leave = threading.Event(), threading.Event()
 
-    def block(size_bytes, *, step, reason, wait):
+    def block(hello):
         entered.set()
         leave.wait(LIMIT_S)
+        return {}
 
-    agent.on_save = block
-    client = connect()
-    client.hello()
-    client.tell("save", size_bytes=1, step=1, reason="last", wait=True)
+    agent.on_hello = block
+    connect().tell("hello", protocol=PROTOCOL_VERSION, pid=5)
     assert entered.wait(LIMIT_S)
     server.close()
     leave.set()
+
+
+def test_who_must_have_a_slot_is_asked_again_until_there_is_one(connect, agent):
+    answers = [BusyError, BusyError, (1, "/slot-1")]
+
+    def on_save(size_bytes, *, step, reason, wait):
+        answer = answers.pop(0)
+        if answer is BusyError:
+            raise BusyError
+        return answer
+
+    agent.on_save = on_save
+    client = connect()
+    client.hello()
+    asked = client.ask("save", size_bytes=1, step=1, reason="last", wait=True)
+    assert asked == {"type": "slot", "index": 1, "path": "/slot-1"}
+
+
+def test_after_the_end_no_handler_hears_from_a_process_that_was_waiting_for_a_slot(connect, server, agent):
+    """It would be given one that nobody fills and nobody takes back, and be taken for the next process."""
+    asked, ended = threading.Event(), threading.Event()
+    late = []
+
+    def on_save(size_bytes, *, step, reason, wait):
+        if ended.is_set():
+            late.append(step)
+        asked.set()
+        raise BusyError
+
+    agent.on_save = on_save
+    before = set(threading.enumerate())
+    client = connect()
+    client.hello()
+    client.tell("save", size_bytes=1, step=1, reason="last", wait=True)
+    assert asked.wait(LIMIT_S)
+    client.close()
+    server.end()
+    ended.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+    assert late == []
+
+
+def test_what_a_process_said_last_is_heard_before_its_end(connect, server, agent):
+    client = connect()
+    client.hello()
+    for step in range(200):
+        client.tell("metrics", step=step, epoch=0, values={})
+    client.tell("mismatch", message="another shape")
+    client.close()
+    server.end()
+    told = [agent.told.get_nowait() for _ in range(202)]  # and the hello
+    assert told[-1] == ("mismatch", "another shape")
 
 
 def test_a_socket_left_by_a_killed_agent_is_replaced(tmp_path, agent):

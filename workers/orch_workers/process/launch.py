@@ -20,7 +20,7 @@ from orch_workers.process.guarded import Exited, Gone, GuardedProcess, Stuck, sp
 from orch_workers.process.leftovers import wait_predecessor
 from orch_workers.process.sampling import Sampler
 from orch_workers.recovery import Phases
-from orch_workers.session import SessionRefusedError, SessionServer
+from orch_workers.session import BusyError, SessionRefusedError, SessionServer
 from orch_workers.shipping import bundle, code
 from orch_workers.standby.standby import Standby
 from orch_workers.training.page import Page, Progress
@@ -35,7 +35,6 @@ PREDECESSOR_LIMIT_S = 60.0
 KILL_LIMIT_S = 30.0
 LEAVE_SHARE = 0.7
 """Part of the grace period in which a training process that listens may leave by itself, before SIGTERM."""
-BUSY_POLL_S = 0.02
 SIGKILL = 9
 SOURCES = ("memory", "disk", "storage")
 """Where a state can have been restored from."""
@@ -127,6 +126,7 @@ class Launcher:
     def start(self, generation: Generation) -> int:
         """Starts the command; returns its pid. OSError, GuardError, ValueError when it cannot even be tried."""
         self._generation, self.said_hello, self._restored_step = generation, False, None
+        self.waits_for_slot = False
         self._asked = (0, None)
         self._gone.clear()
         self.phases = Phases(since_ns=time.monotonic_ns())
@@ -200,6 +200,8 @@ class Launcher:
             case Gone(exited=exited, t_monotonic_ns=at_ns):
                 self._gone.set()
                 self._over.set()
+                if self._session is not None:
+                    self._session.end()  # before anybody acts on the exit
                 if exited is None:  # the guard was killed, and nobody saw the exit status
                     self._listener.on_exit(None, SIGKILL, at_ns)
                 else:
@@ -346,6 +348,7 @@ class Launcher:
     # session.Handlers: called from the connection's thread, in order
 
     def on_hello(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked_by = self._generation
         try:
             found = self._keeper.prepared()
         except InterruptedError as error:
@@ -353,6 +356,8 @@ class Launcher:
         except (CheckpointError, StorageRefused) as error:
             self._listener.on_unrestorable(str(error))
             raise SessionRefusedError(str(error)) from error
+        if asked_by != self._generation:  # it died while storage was waited for, and another one runs
+            raise SessionRefusedError(f"generation {asked_by} is over")
         self.said_hello = True
         self.phases.hello_ns = time.monotonic_ns()
         restore = None
@@ -382,19 +387,15 @@ class Launcher:
         must = (wait and reason != "asked") or (self.never_skips and reason != IN_MEMORY)
         if not self._keeper.pacing.admits(reason, time.monotonic() - self._keeper.saved_s):
             return None  # `max_overhead`: saves by steps and epochs come too close
-        while True:
-            try:
-                given = self._keeper.acquire(size_bytes, spare_newest=reason == IN_MEMORY)
-            except OSError as error:
-                self._listener.note(f"no snapshot of step {step} can be taken: {error}")
-                return None
-            if given is not None:
-                return given.index, given.path
-            if not must or self._gone.is_set():
-                return None
-            self.waits_for_slot = True
-            time.sleep(BUSY_POLL_S)
-            self.waits_for_slot = False
+        try:
+            given = self._keeper.acquire(size_bytes, spare_newest=reason == IN_MEMORY)
+        except OSError as error:
+            self._listener.note(f"no snapshot of step {step} can be taken: {error}")
+            return None
+        self.waits_for_slot = must and given is None
+        if self.waits_for_slot:
+            raise BusyError
+        return None if given is None else (given.index, given.path)
 
     def on_saved(self, index: int, info: Mapping[str, Any]) -> None:
         self._keeper.saved(index, info)
