@@ -319,7 +319,7 @@ class Keeper(Speaking):
 
     def _queue(self, snapshot: Snapshot, info: Mapping[str, Any]) -> None:
         with self._lock:
-            self._staging.hold(snapshot.index, "upload")
+            self._staging.hold(snapshot.index, _upload_of(snapshot))
             self._filled.append(Filled(snapshot, info))
             self._lock.notify_all()
 
@@ -335,11 +335,11 @@ class Keeper(Speaking):
                 self._filled.sort(key=lambda filled: (filled.snapshot.step, filled.snapshot.generation))
                 self._writing = self._filled.pop()
                 for older in self._filled:
-                    self._staging.release(older.snapshot.index, "upload")
+                    self._staging.release(older.snapshot.index, _upload_of(older.snapshot))
                 self._filled = []
             self._write(self._writing)
             with self._lock:
-                self._staging.release(self._writing.snapshot.index, "upload")
+                self._staging.release(self._writing.snapshot.index, _upload_of(self._writing.snapshot))
                 self._writing = None
                 self._lock.notify_all()
 
@@ -443,3 +443,8 @@ class Keeper(Speaking):
             "snapshot_step": self.saved_step or None,
             "checkpointing": self.pacing.status(),
         }
+
+
+def _upload_of(snapshot: Snapshot) -> str:
+    """Why its slot is held. A word of its own: what `poison` forgets on its way may have made room for another one."""
+    return f"upload of step {snapshot.step} of {snapshot.generation}"

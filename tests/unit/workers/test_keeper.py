@@ -14,6 +14,7 @@ from orch_policies.restart import History
 from orch_workers import patience
 from orch_workers.checkpoint.errors import NothingRestorable, StorageRefused, StorageUnavailable
 from orch_workers.checkpoint.staging import Staging
+from orch_workers.numbers import Stretch
 from orch_workers.training.slots import READY, Slot
 from support.server import wait_for
 from support.workers import LIMIT_S, Failing, Stuck, good
@@ -272,6 +273,27 @@ def test_what_is_in_storage_already_is_not_written_again_when_the_process_dies(m
     kept.keeper.process_gone()
     assert kept.keeper.drain(LIMIT_S)
     assert kept.committed == [(G1, 5)]
+
+
+def test_what_is_forgotten_on_its_way_to_storage_does_not_free_the_slot_of_the_next_one(machine):
+    kept = machine.keeper().open()
+    kept.begin()
+    kept.keep(2)
+    machine.storage.mood = first = Stuck("shards")
+    slot = kept.save(5)
+    assert first.reached.wait(LIMIT_S)
+    kept.keeper.process_gone()
+    assert kept.keeper.poison(Stretch(2, 5, 5, "loss is nan")) == [((1, 1), 5)]
+    kept.begin()
+    assert kept.save(3) == slot
+    machine.storage.mood = second = Stuck("shards")
+    first.go.set()
+    assert second.reached.wait(LIMIT_S)
+    assert kept.save(4) != slot
+    assert kept.keeper.acquire(1024) is None, "step 3 is being written, step 4 waits"
+    second.go.set()
+    assert kept.keeper.drain(LIMIT_S)
+    assert machine.committed()[-1] == (G2, 4)
 
 
 # storage that is away
