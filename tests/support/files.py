@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,3 +79,62 @@ def wait_log(running: Running, text: str, count: int = 1) -> str:
         LIMIT_S,
     )
     return found
+
+
+HELPER = """
+import os, pickle, sys
+
+def wait(name):
+    os.mkfifo(name)
+    open(name).read()
+
+def once(name):
+    if os.path.exists(f"was-{name}"):
+        return False
+    open(f"was-{name}", "w").close()
+    return True
+
+def load(path="state.pkl"):
+    if not os.path.exists(path):
+        print("starts from nothing", flush=True)
+        return 0
+    with open(path, "rb") as file:
+        at = pickle.load(file)["step"]
+    print("goes on from", at, flush=True)
+    return at
+
+def save(at, path="state.pkl"):
+    with open(path, "wb") as file:
+        pickle.dump({"step": at, "ballast": bytes(20000)}, file)
+
+def save_half(at, path="state.pkl"):
+    whole = pickle.dumps({"step": at, "ballast": bytes(20000)})
+    file = open(path, "wb")
+    file.write(whole[: len(whole) // 2])
+    file.flush()
+    return file
+"""
+"""What the scripts of these tests have in common; they know nothing of orch."""
+
+
+def run_script(machine: Machine, script: str, attempt: int = 1, **more: Any) -> Running:
+    """A worker whose command is `script`."""
+    (machine.workdir / "helper.py").write_text(HELPER)
+    (machine.workdir / "script.py").write_text("from helper import *\n" + textwrap.dedent(script))
+    return machine.worker(attempt, run="python script.py", **{"files": ("state.pkl",), **more})
+
+
+def versions(running: Running) -> list[int]:
+    """Numbers of the versions in storage, in the order in which they came there."""
+    return [event["step"] for event in running.told("CheckpointCommitted")]
+
+
+def restored(running: Running) -> list[tuple[int, str]]:
+    return [(event["step"], event["source"]) for event in running.told("Restored")]
+
+
+def newest(running: Running) -> int:
+    """The number of the newest version on its machine; 0: there is none."""
+    keeper = running.worker._keeper
+    progress = None if keeper is None else keeper.progress()
+    return 0 if progress is None else progress.step

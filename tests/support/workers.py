@@ -326,6 +326,7 @@ class Running:
         self.gave_up = threading.Event()
         self.worker = Worker(config, self.reports, dict, give_up=self.gave_up.set)
         self._notes: list[str] = []
+        self._progress: dict[str, Any] = {}
         self.worker.start()
 
     def stop(self) -> None:
@@ -365,8 +366,19 @@ class Running:
         answer = self.reports.wait(0, 0)
         if answer["progress"] is not None:
             self._notes = answer["progress"]["notes"]
+            self._progress = answer["progress"]
         entries: list[dict[str, Any]] = answer["entries"]
         return entries
+
+    def metrics(self) -> dict[str, Any]:
+        """The newest that were told."""
+        self._look()
+        return dict(self._progress.get("metrics") or {})
+
+    def aware(self) -> bool:
+        """Whether something keeps the job's state, as it tells itself."""
+        self._look()
+        return bool(self._progress["aware"])
 
     def wait_note(self, part: str) -> None:
         wait_for(f"a note with {part!r}", lambda: part in self.notes(), LIMIT_S)

@@ -80,6 +80,7 @@ class Keeper(Speaking):
         self._chain: Chain | None = None  # of the newest generation that has a state
         self._next: Chain | None = None  # of the generation that is starting
         self._begun: Chain | None = None  # the newest that is written down in storage
+        self._beginning = threading.Lock()
         self._generation = (config.attempt, 0)
         self._prepared: Prepared | None = None
         self._filled: list[Filled] = []
@@ -382,8 +383,11 @@ class Keeper(Speaking):
 
     def _begin(self, chain: Chain) -> None:
         """In storage before its first commit, and before anything is read on its behalf."""
-        if self._begun is None or self._begun.generation < chain.generation:
-            self._begun = self.catalog.begin(chain)
+        with (
+            self._beginning
+        ):  # by the writer and by who announces it: an older one must not come after a newer one
+            if self._begun is None or self._begun.generation < chain.generation:
+                self._begun = self.catalog.begin(chain)
 
     def _write_once(self, filled: Filled) -> None:
         chain = self._chain

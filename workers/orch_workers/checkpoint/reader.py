@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from orch_workers.checkpoint.blobs import KIND
 from orch_workers.checkpoint.errors import (
+    CheckpointError,
     Damaged,
     NotFound,
     NothingRestorable,
@@ -200,6 +202,10 @@ def restore(
     manifest = catalog.manifest(point)
     if world_size is not None and manifest.world_size != world_size:
         raise ValueError(f"{point} was saved by {manifest.world_size} ranks; this job runs with {world_size}")
+    if manifest.kind == KIND:
+        raise CheckpointError(
+            f"{point} holds files that a script wrote itself (`checkpoint.files`), and no state that could be loaded"
+        )
     part = catalog.rank_manifest(point, manifest, rank)
     _check_shards(catalog, point, part)
     with no_collection():

@@ -9,7 +9,7 @@ from typing import Any
 
 from orch_workers.checkpoint import blobs
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
-from orch_workers.checkpoint.errors import Damaged
+from orch_workers.checkpoint.errors import CheckpointError, Damaged
 from orch_workers.checkpoint.format import FileRecord, PartRecord, RankManifest
 from orch_workers.files.local import Version
 
@@ -21,7 +21,9 @@ def fetch(catalog: Catalog, point: RestorePoint, folder: Path, damaged: set[str]
     manifest = catalog.manifest(point)
     part = catalog.rank_manifest(point, manifest, 0)
     if manifest.kind != blobs.KIND:
-        raise Damaged(f"{point} holds a state that `import orch` saved, and no files")
+        raise CheckpointError(
+            f"{point} holds a state that `import orch` saved, and no files that a script wrote"
+        )
     for number, file in enumerate(part.files):
         if not file.link:
             _fetch_file(catalog, file, folder / str(number), damaged)

@@ -98,15 +98,15 @@ def _bundles(paths: Mapping[str, Path], found: dict[str, Examined]) -> str:
 def _state(name: str, paths: Mapping[str, Path], found: dict[str, Examined]) -> str:
     data = paths[name].read_bytes()[:STATE_BYTES_MAX]
     latest = bundles.latest_of(data)
-    if latest is None:
-        return "it names no checkpoint" if not data.strip() else ""
     folder = posixpath.dirname(name)
-    wanted = posixpath.join(folder, posixpath.basename(latest))
-    step, epoch = numbers_in_name(posixpath.basename(latest))
-    found[name] = Examined("tensorflow", "", step, epoch)
     has_bundle = any(
         bundles.prefix_of_data(other) is not None and posixpath.dirname(other) == folder for other in paths
     )
+    if latest is None:
+        return "it names no checkpoint" if has_bundle or not data.strip() else ""
+    wanted = posixpath.join(folder, posixpath.basename(latest))
+    step, epoch = numbers_in_name(posixpath.basename(latest))
+    found[name] = Examined("tensorflow", "", step, epoch)
     if has_bundle and f"{wanted}.index" not in paths and not any(n.startswith(f"{wanted}.") for n in paths):
         return f"the checkpoint {posixpath.basename(latest)} that it names is missing"
     return ""

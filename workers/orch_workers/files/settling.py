@@ -80,10 +80,10 @@ class Settling:
             return QUIET_SET_S
         return min(QUIET_SET_S, max(QUIET_ONE_S, QUIET_LEARNED * self._longest_s))
 
-    def pause_s(self, now_s: float, look_took_s: float) -> float:
+    def pause_s(self, look_took_s: float) -> float:
         """Until the next look."""
-        closely = self._pending_s is not None and (len(self._files) <= 1 or self._is_busy(now_s))
-        return max(LOOK_CLOSELY_S if closely else LOOK_EVERY_S, look_took_s / LOOK_SHARE_MAX)
+        every_s = LOOK_EVERY_S if self._pending_s is None else LOOK_CLOSELY_S
+        return max(every_s, look_took_s / LOOK_SHARE_MAX)
 
     def _is_busy(self, now_s: float) -> bool:
         return self._pending_s is not None and now_s - self._pending_s > BUSY_AFTER_S

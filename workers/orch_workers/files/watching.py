@@ -61,8 +61,7 @@ class Watch:
             except Exception:
                 log.exception("the job's files could not be looked at")
                 self._not_before_s = self._monotonic() + PROBLEM_SAID_S
-            now_s = self._monotonic()
-            pause_s = self.settling.pause_s(now_s, now_s - began_s)
+            pause_s = self.settling.pause_s(self._monotonic() - began_s)
 
     def _look(self) -> None:
         look = self._looker.look()

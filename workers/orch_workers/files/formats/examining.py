@@ -27,7 +27,7 @@ _EXPECTED = {
 _STEP_IN_NAME = re.compile(
     r"(?:global_?step|step|iter(?:ation)?|ckpt|checkpoint)[-_=.]?0*(\d+)", re.IGNORECASE
 )
-_EPOCH_IN_NAME = re.compile(r"(?:epoch|ep)[-_=.]?0*(\d+)", re.IGNORECASE)
+_EPOCH_IN_NAME = re.compile(r"(?<![a-z])(?:epoch|ep)[-_=.]?0*(\d+)", re.IGNORECASE)
 
 
 class Examined(NamedTuple):
