@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Chain, Fork
-from orch_workers.checkpoint.checkpointer import Checkpointer, Loaded
 from orch_workers.checkpoint.errors import (
     AlreadyExists,
     CheckpointError,
@@ -24,6 +25,9 @@ from orch_workers.checkpoint.retaining import Retained
 from orch_workers.checkpoint.staging import Given, Snapshot, Staging
 from orch_workers.checkpoint.storage import Entry, Storage, open_storage
 from orch_workers.checkpoint.writer import Committed, commit, commit_step, write_rank
+
+if TYPE_CHECKING:
+    from orch_workers.checkpoint.checkpointer import Checkpointer, Loaded
 
 __all__ = [
     "AlreadyExists",
@@ -59,3 +63,12 @@ __all__ = [
     "restore",
     "write_rank",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """For scripts alone: with it comes all that knows tensors, and an agent that replaces a dead one has no time."""
+    if name not in {"Checkpointer", "Loaded"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from orch_workers.checkpoint import checkpointer
+
+    return getattr(checkpointer, name)

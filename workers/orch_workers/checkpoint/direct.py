@@ -15,8 +15,6 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -34,8 +32,15 @@ def phase_of(view: memoryview) -> int:
     """Where a buffer begins within a block of memory. In a file it is written best at the same place of one."""
     if not len(view):
         return 0
+    return address_of(view) % BLOCK_BYTES
+
+
+def address_of(view: memoryview) -> int:
+    """Where a buffer that is not empty begins."""
+    import numpy as np  # here, so that agents begin without it
+
     address: int = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
-    return address % BLOCK_BYTES
+    return address
 
 
 def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:

@@ -12,9 +12,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from orch_workers.checkpoint import format as checkpoint_format
+from orch_workers.checkpoint.direct import address_of
 from orch_workers.checkpoint.errors import Damaged, NotFound, StorageUnavailable
 from orch_workers.checkpoint.format import RankManifest, ShardRecord, digest_of
 from orch_workers.checkpoint.rereading import Doubt
@@ -151,7 +150,7 @@ def _populate(view: memoryview, stop: threading.Event) -> None:
         return
     # By ctypes, because mmap.madvise would keep every other thread of the interpreter waiting meanwhile.
     madvise = ctypes.CDLL(None, use_errno=True).madvise
-    begin: int = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
+    begin = address_of(view)
     end = begin + len(view)
     begin -= begin % _PAGE_BYTES
     for at in range(begin, end, POPULATE_BYTES):
