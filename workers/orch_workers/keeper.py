@@ -320,8 +320,8 @@ class Keeper(Speaking):
 
     def _queue(self, snapshot: Snapshot, info: Mapping[str, Any]) -> None:
         with self._lock:
-            self._staging.hold(snapshot.index, _upload_of(snapshot))
             self._filled.append(Filled(snapshot, info))
+            self._staging.hold(snapshot.index, self._filled[-1].why_held)
             self._lock.notify_all()
 
     # writing
@@ -336,11 +336,11 @@ class Keeper(Speaking):
                 self._filled.sort(key=lambda filled: (filled.snapshot.step, filled.snapshot.generation))
                 self._writing = self._filled.pop()
                 for older in self._filled:
-                    self._staging.release(older.snapshot.index, _upload_of(older.snapshot))
+                    self._staging.release(older.snapshot.index, older.why_held)
                 self._filled = []
             self._write(self._writing)
             with self._lock:
-                self._staging.release(self._writing.snapshot.index, _upload_of(self._writing.snapshot))
+                self._staging.release(self._writing.snapshot.index, self._writing.why_held)
                 self._writing = None
                 self._lock.notify_all()
 
@@ -447,8 +447,3 @@ class Keeper(Speaking):
             "snapshot_step": self.saved_step or None,
             "checkpointing": self.pacing.status(),
         }
-
-
-def _upload_of(snapshot: Snapshot) -> str:
-    """Why its slot is held. A word of its own: what `poison` forgets on its way may have made room for another one."""
-    return f"upload of step {snapshot.step} of {snapshot.generation}"

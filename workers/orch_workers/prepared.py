@@ -31,3 +31,8 @@ class Filled:
 
     snapshot: Snapshot
     info: Mapping[str, Any]
+
+    @property
+    def why_held(self) -> str:
+        """A word of its own: what `poison` forgets on its way may have made room for another one."""
+        return f"upload of step {self.snapshot.step} of {self.snapshot.generation}"
