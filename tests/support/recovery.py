@@ -14,6 +14,7 @@ from typing import Any
 
 from orch.control.home import Home
 from support.accounts import assert_accounts
+from support.jobs import held
 from support.leftovers import of_jobs
 from support.server import Server, wait_for
 
@@ -108,13 +109,14 @@ class Held(Victim):
 
     def __init__(self, server: Server, *options: str) -> None:
         self._file = server.home / f"hold-{secrets.token_hex(4)}"
+        self._held = contextlib.ExitStack()
         super().__init__(server, f"--set=env.HOLD={self._file}", *options)
 
     def hold(self) -> None:
-        self._file.touch()
+        self._held.enter_context(held(self._file))
 
     def let_go(self) -> None:
-        self._file.unlink(missing_ok=True)
+        self._held.close()
 
 
 def kill(pid: int) -> int | None:
