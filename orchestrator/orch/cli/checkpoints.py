@@ -177,6 +177,9 @@ def _print_content(place: Place, one: Document, *, every: bool, values: bool) ->
     console = output.console()
     console.print(tables.facts_table(place.url, one))
     console.print()
+    if one["files"]:
+        console.print(tables.files_table(one["files"]))
+        return
     console.print(tables.arguments_table(one["arguments"]))
     if one["tensors"]:
         console.print()
@@ -255,9 +258,13 @@ def _meant(place: Place, address: Address, *, every: bool) -> list[RestorePoint]
 
 def _data_bytes(place: Place, point: RestorePoint) -> int:
     from orch_workers.checkpoint import Damaged
+    from orch_workers.checkpoint.blobs import KIND
 
     try:
-        return sum(rank.data_bytes for rank in place.catalog.manifest(point).ranks)
+        manifest = place.catalog.manifest(point)
+        return (
+            manifest.size_bytes if manifest.kind == KIND else sum(rank.data_bytes for rank in manifest.ranks)
+        )
     except Damaged:
         return 0
 

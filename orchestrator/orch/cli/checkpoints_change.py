@@ -291,7 +291,10 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FORMAT", show_default=False, help="safetensors, or torch (a state dict)."
+            "--to",
+            metavar="FORMAT",
+            show_default=False,
+            help="safetensors, torch (a state dict), or files (as the script wrote them).",
         ),
     ],
     into: Annotated[
@@ -320,11 +323,11 @@ def export(
     safetensors: `load_state_dict(load_file(…))`; torch: `torch.load(…, weights_only=True)`, needs PyTorch here.
     """
     from orch.cli.checkpoints_meter import Meter
-    from orch_workers.checkpoint import exporting
+    from orch_workers.checkpoint import exporting, exporting_files
     from orch_workers.checkpoint.content import Content
 
-    if to not in exporting.FORMATS:
-        raise WrongUse(f"--to: {to!r} is no format; allowed: {', '.join(exporting.FORMATS)}")
+    if to not in (formats := (*exporting.FORMATS, exporting_files.FORMAT)):
+        raise WrongUse(f"--to: {to!r} is no format; allowed: {', '.join(formats)}")
     address = parse_address(job)
     place = find_place(address, cluster, option or ())
     with sentences(place):
@@ -333,9 +336,11 @@ def export(
         target = into or Path(f"{place.job_id}-{point.step}")
         try:
             with Meter("exporting", exporting.tree_size_bytes(content, only or ())) as meter:
-                files = exporting.export(
-                    content, to, target, only=only or (), replace=replace, moved=meter.moved
-                )
+                given: dict[str, Any] = {"only": only or (), "replace": replace, "moved": meter.moved}
+                if to == exporting_files.FORMAT:
+                    files = exporting_files.export(content, target, **given)
+                else:
+                    files = exporting.export(content, to, target, **given)
         except FileExistsError as error:
             raise WrongUse(f"{error}: name another place with --into, or add --replace") from error
         except OSError as error:
@@ -363,8 +368,10 @@ def _tell_exported(place: Place, point: RestorePoint, files: list[Any], output_f
         output.write_json({**document, "checkpoint": named(point), "files": documents})
         return
     for file in files:
-        held = f"{count(file.tensors, 'tensor')}, {describe_size(file.size_bytes)}"
-        output.write_line(f"{file.path}  ({', '.join(map(one_line, file.arguments))}: {held})")
+        held = describe_size(file.size_bytes)
+        if file.arguments:
+            held = f"{', '.join(map(one_line, file.arguments))}: {count(file.tensors, 'tensor')}, {held}"
+        output.write_line(f"{file.path}  ({held})")
         for note in file.notes:
             output.say(f"  {one_line(note)}")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from orch.cli.humans import ABSENT, clock, number, one_line, percent, span
+from orch.cli.humans import ABSENT, clock, count, number, one_line, percent, span
 from orch.cli.output import is_terminal
 from orch.cli.tables import metrics_text
 from orch.model.units import describe_size
@@ -196,12 +196,24 @@ def content_document(content: Content) -> Document:
             {"rank": rank, "path": shard.path, "size_bytes": shard.size_bytes}
             for rank, shard in content.shards()
         ],
+        "files": [
+            {
+                "path": file.path,
+                "size_bytes": file.size_bytes,
+                "format": file.format or None,
+                "link": file.link or None,
+                "digest": None if file.link else file.digest,
+            }
+            for part in content.ranks
+            for file in part.files
+        ],
         "tree": tree,
     }
 
 
 def facts_table(url: str, one: Document) -> Table:
     grid = _grid()
+    what = "version" if one["files"] else "step"
     frameworks = ", ".join(f"{name} {version}" for name, version in one["frameworks"].items())
     state = (
         "yes"
@@ -212,11 +224,11 @@ def facts_table(url: str, one: Document) -> Table:
     rows = [
         (
             "Checkpoint",
-            f"step {one['step']}, epoch {number(one['epoch'])}, generation {short(one['generation'])}",
+            f"{what} {one['step']}, epoch {number(one['epoch'])}, generation {short(one['generation'])}",
         ),
         ("Storage", url),
         ("Written", f"{clock(one['time'])}, {span(one['age_s'])} ago, by {one['written_by']}"),
-        ("Size", f"{_size(one['size_bytes'])} in {len(one['shards'])} shards, {len(one['tensors'])} tensors"),
+        ("Size", f"{_size(one['size_bytes'])} in {_held(one)}"),
         ("Restorable", state + (", the newest" if one["newest"] else "")),
         ("Pinned", ABSENT if one["pinned"] is None else one["pinned"] or "yes"),
         ("Ranks", number(one["world_size"])),
@@ -228,6 +240,21 @@ def facts_table(url: str, one: Document) -> Table:
         if value != ABSENT:
             grid.add_row(name, one_line(value))
     return grid
+
+
+def _held(one: Document) -> str:
+    if one["files"]:
+        return count(len(one["files"]), "file")
+    return f"{len(one['shards'])} shards, {len(one['tensors'])} tensors"
+
+
+def files_table(files: Iterable[Document]) -> Table:
+    table = _table(["FILE", "FORMAT", "SIZE", "DIGEST"], right={"SIZE"}, folds={"FILE"})
+    for one in files:
+        name = one_line(one["path"]) + (f" → {one_line(one['link'])}" if one["link"] else "")
+        digest = ABSENT if one["digest"] is None else one["digest"]
+        table.add_row(name, one["format"] or ABSENT, describe_size(one["size_bytes"]), digest)
+    return table
 
 
 def arguments_table(arguments: Iterable[Document]) -> Table:
@@ -276,6 +303,7 @@ def verified_document(verified: Verified, quarantined: str | None) -> Document:
         "problems": list(verified.problems),
         "more_problems": verified.more_problems,
         "tensors": verified.tensors,
+        "files": verified.files,
         "size_bytes": verified.size_bytes,
         "read_bytes": verified.read_bytes,
         "seconds_s": verified.seconds_s,
@@ -287,7 +315,8 @@ def verified_lines(one: Document) -> list[str]:
     if one["good"]:
         looked = "every digest matches" if one["deep"] else "every object is there with its size"
         mark = "; it is in quarantine all the same" if one["quarantined"] is not None else ""
-        size = f"{one['tensors']} tensors, {describe_size(one['size_bytes'])}, {short_span(one['seconds_s'])}"
+        held = count(one["files"], "file") if one["files"] else f"{one['tensors']} tensors"
+        size = f"{held}, {describe_size(one['size_bytes'])}, {short_span(one['seconds_s'])}"
         return [f"{point_text(one)}: good: {looked} ({size}){mark}"]
     lines = [f"{point_text(one)}: BAD"]
     lines += [f"  {one_line(problem)}" for problem in one["problems"]]

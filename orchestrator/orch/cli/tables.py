@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 UNPROTECTED = (
     "none: nothing keeps this job's state, so it starts over when it dies;"
-    " `import orch` in the script keeps it"
+    " `import orch` in the script keeps it, or `checkpoint.files` in the job file what the script writes itself"
 )
 INEXACT = "rolled back for a loss that was no number: no longer the run it would have been; `orch events` has the steps"
 STATE_STYLES = {
@@ -125,10 +125,16 @@ def metrics_text(metrics: Document | None, shown_max: int = METRICS_SHOWN) -> st
     return text + (" …" if len(names) > shown_max else "") if text else ABSENT
 
 
-def checkpoint_text(checkpoint: Document | None) -> str:
+def checkpoint_text(checkpoint: Document | None, word: str = "step") -> str:
     if not checkpoint:
         return ABSENT
-    return f"step {checkpoint['step']}, {span(checkpoint.get('age_s'))} ago"
+    return f"{word} {checkpoint['step']}, {span(checkpoint.get('age_s'))} ago"
+
+
+def step_word(job: Document) -> str:
+    """What is counted: of a job whose script writes its own files their versions."""
+    checkpoint = (job.get("spec") or {}).get("checkpoint") or {}
+    return "version" if checkpoint.get("files") else "step"
 
 
 def _facts(job: Document) -> Table:
@@ -144,7 +150,7 @@ def _facts(job: Document) -> Table:
         ("Submitted", times),
         ("Progress", _progress(job)),
         ("Metrics", metrics_text(job.get("metrics"), shown_max=20)),
-        ("Checkpoint", checkpoint_text(job.get("last_checkpoint"))),
+        ("Checkpoint", checkpoint_text(job.get("last_checkpoint"), step_word(job))),
         ("Interval", one_line((job.get("checkpointing") or {}).get("sentence")) or ABSENT),
         ("Goodput", _goodput(job)),
         ("Budgets", _budgets(job)),
@@ -163,9 +169,14 @@ def _facts(job: Document) -> Table:
 
 
 def _progress(job: Document) -> str:
-    parts = [] if job.get("step") is None else [f"step {job['step']}"]
-    parts += [] if job.get("epoch") is None else [f"epoch {job['epoch']}"]
-    parts += [] if job.get("steps_per_s") is None else [f"{number(job['steps_per_s'])} steps/s"]
+    word = step_word(job)
+    parts = [] if job.get("step") is None else [f"{word} {job['step']}"]
+    parts += (
+        []
+        if (not job.get("epoch") and word != "step") or job.get("epoch") is None
+        else [f"epoch {job['epoch']}"]
+    )
+    parts += [] if job.get("steps_per_s") is None else [f"{number(job['steps_per_s'])} {word}s/s"]
     return ", ".join(parts) or ABSENT
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orch_workers.checkpoint.content import matches, read_exactly
 from orch_workers.checkpoint.errors import Damaged, NotFound
-from orch_workers.checkpoint.format import PartRecord
+from orch_workers.checkpoint.file_records import PartRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -89,7 +89,9 @@ class Content:
         ]
 
     def tree(self, rank: int = 0) -> dict[str, Any]:
-        """The typed tree of a rank; an empty one if there is none."""
+        """The typed tree of a rank; an empty one if there is none. Of files: what each of them is."""
+        if files := self.ranks[rank].files:
+            return {"files": {file.path: file.described for file in files}}
         found = self.ranks[rank].meta.get("tree")
         return found if isinstance(found, dict) else {}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
+from orch_workers.checkpoint.blobs import KIND
 from orch_workers.checkpoint.content import Content, Ref, stream
 from orch_workers.checkpoint.errors import CheckpointError
 from orch_workers.checkpoint.format import is_native
@@ -61,6 +62,10 @@ def export(
     Raises FileExistsError without `replace`, Damaged when the bytes are not what was committed, CheckpointError for
     an argument that is not there or what the format cannot hold.
     """
+    if content.manifest.kind == KIND:
+        raise CheckpointError(
+            f"{content.point} holds files that a script wrote itself: export them with `--to files`"
+        )
     chosen = _chosen(arguments_of(content), only)
     files = _files(chosen, to, into)
     for path in files:
@@ -258,6 +263,8 @@ def new_file(path: Path, *, replace: bool, check: Callable[[Path], None] | None 
 
 def tree_size_bytes(content: Content, only: Sequence[str] = ()) -> int:
     """How much an export will read, for whoever shows progress."""
+    if content.manifest.kind == KIND:
+        return content.manifest.size_bytes
     names = {entry for tree in _chosen(arguments_of(content), only).values() for _, entry in entries(tree)}
     return sum(ref.record.size_bytes for ref in content.refs() if ref.rank == 0 and ref.record.name in names)
 

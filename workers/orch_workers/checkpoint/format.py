@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-from posixpath import dirname, join, normpath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from orch_workers.checkpoint.chain import Generation, strict_generation
 from orch_workers.checkpoint.direct import BLOCK_BYTES
 from orch_workers.checkpoint.errors import Damaged, WrittenByNewer
+from orch_workers.checkpoint.file_records import (
+    Count,
+    Digest,
+    FileRecord,
+    Name,
+    Record,
+    check_files,
+)
 from orch_workers.training.collection import no_collection
 from orch_workers.training.slots import ALIGNMENT_BYTES, META_BYTES_MAX
 
@@ -50,19 +57,12 @@ manifest.
 _RAW_DTYPE_BITS = {"C64": 64, "C128": 128, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
 """Those of the others whose size is known, and is checked."""
 
-Count = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Dtype = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=DIMENSIONS_MAX)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class TensorRecord(_Record):
+class TensorRecord(Record):
     """One rank's piece of one tensor."""
 
     name: Name
@@ -79,7 +79,7 @@ class TensorRecord(_Record):
     """xxh3-128 of each 8 MiB from the tensor's own beginning."""
 
 
-class ShardRecord(_Record):
+class ShardRecord(Record):
     path: Name
     size_bytes: Count
     data_offset: Annotated[int, Field(ge=0, le=8 + HEADER_BYTES_MAX, strict=True)]
@@ -87,35 +87,7 @@ class ShardRecord(_Record):
     header_digest: Digest
 
 
-class PartRecord(_Record):
-    """A piece of a file's bytes: the object `blobs/<digest>-<size_bytes>`, which other checkpoints may share."""
-
-    digest: Digest
-    """xxh3-128 of the piece."""
-    size_bytes: Count
-
-    @property
-    def name(self) -> str:
-        return f"{self.digest}-{self.size_bytes}"
-
-
-class FileRecord(_Record):
-    """A file that the user's own code wrote (`kind: files`)."""
-
-    path: Name
-    """Below the job's working folder, with `/`."""
-    size_bytes: Count
-    mode: Annotated[int, Field(ge=0, le=0o7777, strict=True)] = 0o644
-    mtime_ns: int = 0
-    link: str = ""
-    """Of a symbolic link its target, relative to it; such a one has no parts."""
-    format: str = ""
-    """What it was found to be (`torch`, `hdf5`, …), "" for what is not known."""
-    parts: tuple[PartRecord, ...] = ()
-    """In order; together they are the file."""
-
-
-class RankManifest(_Record):
+class RankManifest(Record):
     """`ranks/G/S/R.json`: everything one rank saved."""
 
     format: Literal["orch-rank"] = "orch-rank"
@@ -135,7 +107,7 @@ class RankManifest(_Record):
     """The snapshot's description without its entries: the typed tree, epoch, metrics, frameworks, …"""
 
 
-class RankRecord(_Record):
+class RankRecord(Record):
     rank: Count
     path: Name
     size_bytes: Count
@@ -143,7 +115,7 @@ class RankRecord(_Record):
     data_bytes: Count
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """`manifests/G/S.json`: the commit."""
 
     format: Literal["orch-checkpoint"] = "orch-checkpoint"
@@ -278,7 +250,7 @@ def _pad(start: int, end: int) -> dict[str, Any]:
     return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
 
 
-def encode(record: _Record) -> bytes:
+def encode(record: Record) -> bytes:
     return sealed(json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode())
 
 
@@ -354,7 +326,7 @@ def parse_rank(data: bytes, *, job: str, generation: Generation, step: int, rank
         if manifest.rank != rank:
             raise Damaged(f"rank manifest: is of rank {manifest.rank}, not {rank}")
         _check_layout(manifest)
-        _check_files(manifest)
+        check_files(manifest.files)
     return manifest
 
 
@@ -416,28 +388,6 @@ def _check_layout(manifest: RankManifest) -> None:
         if any(offset + length > whole for offset, length, whole in outside):
             raise Damaged(f"rank manifest: tensor {tensor.name!r} lies outside its global shape")
         end = tensor.start + tensor.size_bytes
-
-
-def _check_files(manifest: RankManifest) -> None:
-    """Names that stay inside the working folder, each once, and parts that make the whole."""
-    names = set[str]()
-    for file in manifest.files:
-        parts = file.path.split("/")
-        if (
-            file.path in names
-            or file.path.startswith("/")
-            or {"", ".", ".."} & set(parts)
-            or "\0" in file.path
-        ):
-            raise Damaged(f"rank manifest: {shown(file.path)!r} is no file's path, or is there twice")
-        target = normpath(join(dirname(file.path), file.link))
-        if file.link and (file.link.startswith("/") or target.split("/")[0] == ".."):
-            raise Damaged(f"rank manifest: the link {shown(file.path)!r} leaves the working folder")
-        if sum(part.size_bytes for part in file.parts) != (0 if file.link else file.size_bytes):
-            raise Damaged(
-                f"rank manifest: the parts of {shown(file.path)!r} do not make its {file.size_bytes} bytes"
-            )
-        names.add(file.path)
 
 
 def _size_problem(dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:

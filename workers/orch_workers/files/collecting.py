@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orch_workers.checkpoint.chain import Generation
-from orch_workers.checkpoint.format import FileRecord
+from orch_workers.checkpoint.file_records import FileRecord
 from orch_workers.checkpoint.staging import Snapshot
 from orch_workers.files.judging import changed, why_not
 from orch_workers.files.local import Local, Version

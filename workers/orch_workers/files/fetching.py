@@ -10,7 +10,8 @@ from typing import Any
 from orch_workers.checkpoint import blobs
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.errors import CheckpointError, Damaged
-from orch_workers.checkpoint.format import FileRecord, PartRecord, RankManifest
+from orch_workers.checkpoint.file_records import FileRecord, PartRecord
+from orch_workers.checkpoint.format import RankManifest
 from orch_workers.files.local import Version
 
 

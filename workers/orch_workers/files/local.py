@@ -14,7 +14,7 @@ from typing import Any
 
 from orch_workers.checkpoint.chain import Chain, Generation, strict_generation
 from orch_workers.checkpoint.errors import SnapshotChanged
-from orch_workers.checkpoint.format import FileRecord
+from orch_workers.checkpoint.file_records import FileRecord
 from orch_workers.checkpoint.staging import BOOT_ID, RESTORE_INDEX, Snapshot
 from orch_workers.files.matching import Signature
 from orch_workers.training.slots import format_generation

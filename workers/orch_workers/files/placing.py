@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from orch_workers.checkpoint.format import FileRecord
+from orch_workers.checkpoint.file_records import FileRecord
 from orch_workers.checkpoint.staging import Snapshot
 from orch_workers.files.local import Local, Version
 from orch_workers.files.matching import Signature

@@ -12,7 +12,8 @@ from typing import Any
 from orch_workers.checkpoint import blobs
 from orch_workers.checkpoint.catalog import Catalog
 from orch_workers.checkpoint.errors import AlreadyExists, Damaged, NotFound
-from orch_workers.checkpoint.format import PartRecord, RankManifest, encode
+from orch_workers.checkpoint.file_records import PartRecord
+from orch_workers.checkpoint.format import RankManifest, encode
 from orch_workers.checkpoint.staging import Snapshot
 from orch_workers.checkpoint.writer import Committed, commit_step
 from orch_workers.files.local import Local, Version

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import xxhash
 
 from orch_workers.checkpoint.blobs import PART_BYTES
-from orch_workers.checkpoint.format import FileRecord, PartRecord
+from orch_workers.checkpoint.file_records import FileRecord, PartRecord
 from orch_workers.files.matching import Signature
 from orch_workers.files.sets import SetExamined, examine_set
 
