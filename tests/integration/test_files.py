@@ -97,9 +97,9 @@ def test_what_matches_nothing_is_said(server: Server, tmp_path: Path) -> None:
     wait_output(server, job, "up")
 
     def said() -> bool:
-        return any("nothing matches models/**" in note["text"] for note in server.client().job(job)["notes"])
+        return any("model.ckpt-1 (" in note["text"] for note in server.client().job(job)["notes"])
 
     wait_for("it is said", said)
-    assert "model.ckpt-1 (" in server.cli("status", job).stdout
+    assert "nothing matches models/**" in server.cli("status", job).stdout
     gate.open()
     server.wait(job)

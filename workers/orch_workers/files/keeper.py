@@ -64,7 +64,7 @@ class FilesKeeper(Keeper):
         self._taken_ns = 0
         self._began_s = 0.0
         self._is_first = True
-        self._hinted = False
+        self._hint_s, self._hinted = 0.0, False
 
     def _make_staging(self) -> Staging:
         return cast("Staging", self._local)  # as far as a keeper uses one that no training process fills
@@ -157,9 +157,8 @@ class FilesKeeper(Keeper):
             assert self._launcher is not None
             self._launcher.tell_metrics(self._start.number, values)
         self._queue_when_due()
-        if not self._start.number and not self._hinted and not self._in_first_interval:
-            self._hinted = True
-            self._note(self._nothing_yet(look))
+        if not self._start.number and not self._in_first_interval:
+            self._hint(look)
 
     def told(self, message: str) -> None:
         self._note(message)
@@ -204,8 +203,18 @@ class FilesKeeper(Keeper):
     def _in_first_interval(self) -> bool:
         return not self._began_s or time.monotonic() - self._began_s < self._every_s
 
-    def _nothing_yet(self, look: Look) -> str:
+    def _hint(self, look: Look) -> None:
+        """Nothing is kept: said after one interval, and again once it is known what the job writes instead."""
+        now_s = time.monotonic()
+        if self._hinted or now_s < self._hint_s:
+            return
         assert self._collector is not None
+        self._hint_s = now_s + self._every_s
+        hints = self._collector.looker.hints(self._config.paths.log)
+        self._hinted = bool(hints)
+        self._note(self._nothing_yet(look, hints))
+
+    def _nothing_yet(self, look: Look, hints: list[tuple[str, int]]) -> str:
         named = ", ".join(self._config.files)
         if look.files:
             what = f"no version of {named} could be taken yet"
@@ -213,7 +222,6 @@ class FilesKeeper(Keeper):
                 what += f": {', '.join(sorted(look.writing)[:3])} is open for writing all the time"
         else:
             what = f"nothing matches {named} (checkpoint.files)"
-        hints = self._collector.looker.hints(self._config.paths.log)
         written = "; ".join(f"{path} ({describe_size(size)})" for path, size in hints)
         return what + (f"; the job has written {written}" if written else "") + ": nothing keeps its state"
 
