@@ -1,14 +1,31 @@
-"""Two ranks with DDP in one job, and real kills of every part of them: the final bytes stay the same."""
+"""Two ranks with DDP in one job, and real kills of every part of them: the final bytes stay the same.
+
+Which rank it hits changes with the seed; `python -m tests.soak gangs` has all of it, many times over.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+
 import pytest
 
+from support import gang_jobs
 from support.gang_jobs import STEPS, GangVictim
-from support.recovery import assert_chain_kept, assert_recovered, starts
+from support.nodes import Pool
+from support.recovery import assert_chain_kept, starts
 from support.server import Server
 
 pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture(scope="module")
+def pool(server: Server) -> Iterator[Pool]:
+    started = Pool(server)
+    try:
+        yield started
+    finally:
+        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -22,30 +39,17 @@ def undisturbed(server: Server) -> bytes:
     return victim.final_bytes()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_training_process_killed(server: Server, undisturbed: bytes, rank: int) -> None:
-    victim = GangVictim(server)
-    victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 20)
-    assert victim.kill_process(rank)
-    detail = victim.finish()
-    assert_recovered(detail, kills=1)
-    assert detail["attempt"] == 1, "restarted in place"
-    assert starts(detail)[1]["restored_from"] == "memory"
-    assert f"rank {rank}: killed by SIGKILL" in starts(detail)[1]["cause"]
-    assert len(victim.events("AgentUp")) == 2, "agents stay"
-    assert victim.final_bytes() == undisturbed
-    assert_chain_kept(victim, STEPS)
-    victim.assert_nothing_left()
+def test_a_training_process_killed(server: Server, undisturbed: bytes, rng: random.Random) -> None:
+    gang_jobs.process_killed(server, undisturbed, rank=rng.randrange(2))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_agent_killed(server: Server, undisturbed: bytes, rank: int) -> None:
-    victim = GangVictim(server)
-    victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 20)
-    assert victim.kill_agent_of(rank)
-    detail = victim.finish()
-    assert_recovered(detail, kills=1)
-    assert detail["attempt"] == 2
-    assert [event["rank"] for event in victim.events("AgentUp")].count(1 - rank) == 1, "the other one stays"
-    assert victim.final_bytes() == undisturbed
-    victim.assert_nothing_left()
+def test_an_agent_killed(server: Server, undisturbed: bytes, rng: random.Random) -> None:
+    gang_jobs.agent_killed(server, undisturbed, rank=rng.randrange(2))
+
+
+def test_preempted(server: Server, undisturbed: bytes) -> None:
+    gang_jobs.preempted(server, undisturbed)
+
+
+def test_a_node_killed(server: Server, pool: Pool, undisturbed: bytes, rng: random.Random) -> None:
+    gang_jobs.node_killed(server, pool, undisturbed, rank=rng.randrange(2))

@@ -115,7 +115,8 @@ class Gang:
 
     def lose_agent(self, rank: int, attempt: int) -> None:
         """As the controller does when an agent has died: another one, and the others adopt the attempt."""
-        self.ranks[rank].die()
+        if not self.ranks[rank].dead:
+            self.ranks[rank].die()
         for other, member in self.ranks.items():
             if other != rank:
                 member.adopt(attempt)
@@ -170,6 +171,11 @@ class Member(Running):
         """The agent is killed, and its guard ends what ran."""
         self.dead = True
         self.stop()
+
+    def forget_memory(self) -> None:
+        """As a machine does that was switched off."""
+        for path in self.paths.snapshots.iterdir():
+            path.unlink()
 
     def stop(self) -> None:
         self.worker.retire(LIMIT_S)
