@@ -51,8 +51,14 @@ def _blame(end: Ended) -> tuple[int, int, int]:
     elif failure.signal is not None or failure.oom or failure.kind in {"fatal", "bad_numbers"}:
         weight = 0
     else:
-        weight = 3 if failure.cause == "communication" or _LOST_A_PEER.search(failure.error) else 1
+        weight = 3 if lost_a_peer(failure) else 1
     return weight, end.at_us, end.rank
+
+
+def lost_a_peer(failure: Failure) -> bool:
+    """Whether it ended itself because another rank was gone: then that one's end is the one to explain."""
+    own = failure.kind == "process_exit" and failure.signal is None
+    return own and (failure.cause == "communication" or bool(_LOST_A_PEER.search(failure.error)))
 
 
 def candidates(

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from orch.model.generation import Generation
 from orch_policies.classification import Failure
-from orch_policies.gang import Ended, lead_steps, root_cause
+from orch_policies.gang import Ended, lead_steps, lost_a_peer, root_cause
 from orch_policies.restart import Decision
 from orch_workers.gang.rendezvous import master_address, seats
 from orch_workers.gang.words import (
@@ -41,6 +41,8 @@ from orch_workers.gang.words import (
 
 SAVE_TRIES_MAX = 8
 """So many steps are named for one save, each further ahead, before it is given up until it is due again."""
+EXPLAIN_S = 1.0
+"""How long an end that only says that another rank is gone waits for that one's."""
 AGREE_SHARE = 0.5
 """Part of the time for leaving that may be spent on agreeing about a step."""
 
@@ -89,6 +91,7 @@ class Leader:
         self._save_tries: int | None = None
         self._down_since = 0
         self._hangs: dict[int, Mapping[str, Any]] = {}
+        self._explain_until_s = 0.0
         self._leave_until_s: float | None = None
         self._agree_until_s = 0.0
 
@@ -167,7 +170,7 @@ class Leader:
         )
         self._candidates, self._refused, self._save_tries = None, {}, None
         self._saves_wanted = max(report.wants_save for report in present.values())
-        self._saves_asked, self._hangs = 0, {}
+        self._saves_asked, self._hangs, self._explain_until_s = 0, {}, 0.0
         self.stage = "run"
         self._say(start=start, proposal=None, settled=0, save=None)
         self._hands.find(self._generation, present, ())
@@ -176,7 +179,10 @@ class Leader:
 
     def _run(self, present: Mapping[int, Report], now_s: float) -> None:
         ends = self._ends(present)
-        if any(end.how == FAILED for end in ends.values()) or self._all_hang(present, ends):
+        failed = [self._ended(rank, end) for rank, end in ends.items() if end.how == FAILED]
+        if failed and self._may_explain(failed, len(ends), now_s):
+            return
+        if failed or self._all_hang(present, ends):
             self._hangs = {rank: report.hang for rank, report in present.items() if report.hang is not None}
             self.stage = "down"
             self._say(end=self._generation, save=None)
@@ -188,6 +194,15 @@ class Leader:
         else:
             self._agree_what_to_restore(present)
             self._agree_what_to_save(present)
+
+    def _may_explain(self, failed: Sequence[Ended], ended: int, now_s: float) -> bool:
+        """Whether to wait for the end of a rank that the others have lost: its sockets close before it has ended, and
+        killed now it could not say any more what was wrong with it.
+        """
+        if ended == self._world_size or not all(lost_a_peer(one.failure) for one in failed):
+            return False
+        self._explain_until_s = self._explain_until_s or now_s + EXPLAIN_S
+        return now_s < self._explain_until_s
 
     def _ends(self, present: Mapping[int, Report]) -> dict[int, End]:
         return {

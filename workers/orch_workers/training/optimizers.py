@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from .objects import StateHandler
+from .sharded import is_sharded, like
 
 _LISTED_MAX = 5
 
@@ -65,9 +66,29 @@ class OptimizerHandler(StateHandler):
             if "param_names" in live:
                 merged["param_names"] = live["param_names"]
             groups.append(merged)
-        state = {numbers.get(key, key): value for key, value in stored["state"].items()}
+        kept = self._divided(stored["state"])
+        state = {numbers.get(key, key): value for key, value in kept.items()}
         self.target.load_state_dict({**stored, "state": state, "param_groups": groups})
-        self._keep_types(stored["state"])
+        self._keep_types(kept)
+
+    def _divided(self, state: dict[Any, Any]) -> dict[Any, Any]:
+        """Of parameters that are divided over the ranks the state is, too: pieces as what the optimizer expects."""
+        by_name = {
+            name: parameter
+            for names, group in zip(self.group_names(), self.target.param_groups)
+            for name, parameter in zip(names, group["params"])
+            if is_sharded(parameter)
+        }
+
+        def fit(parameter: Any, value: Any) -> Any:
+            return like(parameter, value) if getattr(value, "orch_sharded", False) else value
+
+        return {
+            name: {key: fit(by_name[name], value) for key, value in entry.items()}
+            if name in by_name and isinstance(entry, dict)
+            else entry
+            for name, entry in state.items()
+        }
 
     def _keep_types(self, stored: dict[Any, Any]) -> None:
         """`load_state_dict` casts state to its parameter's dtype and device; what was saved otherwise stays

@@ -13,6 +13,7 @@ from .errors import UnsupportedStateError
 from .loading import load_tensors, loads_as_torch_does
 from .objects import GeneratorHandler, StateHandler, compare_arrays
 from .optimizers import OptimizerHandler
+from .sharded import is_sharded, local_of, locals_of, place_of
 from .tensors import bytes_of, is_plain, torch_module, view_of
 from .tree import TAG, Codec, Fill, Leaf
 from .watching import ModuleWatch, OptimizerWatch, TensorWatch, UnwatchableError, Watch
@@ -45,6 +46,10 @@ class TensorCodec(Codec):
         torch = self._torch
         if not isinstance(value, torch.Tensor):
             return None
+        if is_sharded(value):
+            piece = self.leaf(local_of(value), path)
+            assert piece is not None
+            return piece._replace(whole=place_of(value, path), node={**piece.node, "sharded": True})
         plain = self._refuse_unless_plain(value, path)
         tensor = value.detach()
         size_bytes = tensor.numel() * tensor.element_size()
@@ -128,6 +133,8 @@ class TensorCodec(Codec):
         return self._by_plain[plain]
 
     def _placed(self, tensor: Any, node: dict[str, Any]) -> Any:
+        if "sharded" in node:
+            tensor.orch_sharded = True  # one rank's piece
         if "device" in node:
             tensor.orch_device = node["device"]  # where it lived; who loads it decides what that means
         return tensor
@@ -164,13 +171,15 @@ class ModuleHandler(StateHandler):
     order = 0
 
     def problems(self, stored: Any) -> list[str]:
-        return compare_arrays(self.name, stored, self.target.state_dict())
+        return compare_arrays(self.name, stored, locals_of(self.target.state_dict()))
 
     def restore_in_place(self, borrowed: Any) -> bool:
         torch = torch_module()
-        if not loads_as_torch_does(torch, self.target):
-            return False
         live = self.target.state_dict()
+        divided = any(map(is_sharded, live.values()))
+        if not divided and not loads_as_torch_does(torch, self.target):
+            return False
+        live = locals_of(live)  # of a divided module each rank fills its own pieces, where they are
         load_tensors(torch, [(live[key], value) for key, value in borrowed.items()])
         return True
 
@@ -185,10 +194,10 @@ class TensorHandler(StateHandler):
         return self.target.detach()
 
     def problems(self, stored: Any) -> list[str]:
-        return compare_arrays(self.name, {"": stored}, {"": self.target})
+        return compare_arrays(self.name, {"": stored}, {"": local_of(self.target)})
 
     def restore_in_place(self, borrowed: Any) -> bool:
-        load_tensors(torch_module(), [(self.target, borrowed)])
+        load_tensors(torch_module(), [(local_of(self.target), borrowed)])
         return True
 
 

@@ -13,7 +13,7 @@ from .pytorch import TorchAdapter
 from .slots import HEADER_BYTES, NO_FIXED_PART, FixedPart, Slot, aligned, encode
 from .tensors import torch_module
 from .tf_graph import tensorflow_module
-from .tree import Codec, Decoder, Encoder, Entry
+from .tree import Codec, Decoder, Encoder, Entry, Leaf
 
 if TYPE_CHECKING:
     from .devices import DeviceCopies
@@ -123,9 +123,14 @@ def describe(placed: Placed) -> list[dict[str, Any]]:
             "shape": list(entry.leaf.shape),
             "offset": at,
             "size_bytes": entry.leaf.size_bytes,
+            **_whole(entry.leaf),
         }
         for entry, at in placed
     ]
+
+
+def _whole(leaf: Leaf) -> dict[str, Any]:
+    return {} if leaf.whole is None else {"global_shape": list(leaf.whole[0]), "offsets": list(leaf.whole[1])}
 
 
 def write(

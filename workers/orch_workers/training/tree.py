@@ -65,6 +65,8 @@ class Leaf(NamedTuple):
     copy_to: Callable[[memoryview], None]
     plain: Callable[[], Any] | None = None
     """Gives the bytes as one NumPy array that shares the value's memory; None where they are not one run."""
+    whole: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Of a rank's piece of a larger tensor: that one's shape, and where in it the piece begins."""
 
 
 class Entry(NamedTuple):
