@@ -139,6 +139,8 @@ def _recovered(data: Document) -> str:
     text = f"first new step {data.get('step')}"
     if data.get("recovery_s") is not None:
         text += f" after {span(data['recovery_s'])}"
+    elif data.get("down_s") is not None:  # what its agent did not live to see, as the controller saw it
+        text += f" after {span(data['down_s'])}"
     return f"{text}{_breakdown(data)}, {_lost_work(data)}"
 
 

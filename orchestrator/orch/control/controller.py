@@ -26,7 +26,7 @@ from orch.control.progress import write_progress
 from orch.control.saving import leave_all
 from orch.control.service import Bell
 from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
-from orch.control.tables import tabulate
+from orch.control.tables import down_us, tabulate
 from orch.model.commands import command_to_dict
 from orch.model.events import (
     Adopted,
@@ -35,6 +35,7 @@ from orch.model.events import (
     Event,
     GangGranted,
     Progressed,
+    Recovered,
     Submitted,
     TurnCame,
     TurnLost,
@@ -237,6 +238,8 @@ class Controller:
             quiet = isinstance(event, (Progressed, TurnCame)) and not commands and before.state is after.state
             if not quiet:
                 document = {**event_to_dict(event), **((entry or {}).get("extra") or {})}
+                if isinstance(event, Recovered) and (spent_us := down_us(before, now)) is not None:
+                    document["down_s"] = spent_us / 1e6
                 transaction.append_event(
                     job,
                     document,

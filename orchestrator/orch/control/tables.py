@@ -83,8 +83,8 @@ def _tabulate_restart(
             )
         case ev.Recovered():
             recovery_us = round(event.recovery_s * 1e6) if event.recovery_s is not None else None
-            if recovery_us is None and before.attempt > 1:
-                recovery_us = now_us - before.since_us
+            if recovery_us is None:
+                recovery_us = down_us(before, now_us)
             transaction.put_restart(
                 job,
                 *event.generation,
@@ -98,6 +98,13 @@ def _tabulate_restart(
             transaction.put_restart(job, *before.generation, ended_us=now_us)
         case _:
             pass
+
+
+def down_us(before: JobState, now_us: int) -> int | None:
+    """How long a job that trains again has not: of a loss that its agent did not survive, nobody else can tell. None of
+    its first start.
+    """
+    return now_us - before.since_us if before.attempt > 1 else None
 
 
 def _cause(before: JobState, after: JobState, event: Event) -> dict[str, Any]:

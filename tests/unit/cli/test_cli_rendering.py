@@ -229,6 +229,10 @@ def test_every_event_has_words(kind):
             "first new step 46 after 0.84s, 5 steps lost",
         ),
         (
+            {"type": "Recovered", "data": {"step": 46, "recovery_s": None, "down_s": 2.0, "lost_steps": 5}},
+            "first new step 46 after 2s, 5 steps lost",
+        ),
+        (
             {"type": "Restored", "data": {"step": 40, "source": "memory"}, "decision": "noted"},
             "restored step 40 from memory",
         ),
