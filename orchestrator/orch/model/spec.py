@@ -353,14 +353,11 @@ def unsupported(spec: JobSpec) -> list[Problem]:
 
 
 def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
-    checkpoint = spec.checkpoint
     if spec.python is not None:
         yield (
             "python",
             "an own Python environment for a job",
             "install the packages where orch is, or begin `run` with the path of another interpreter",
         )
-    if checkpoint.files and spec.resources.workers > 1:
-        yield "checkpoint.files", "keeping the files of several workers", "ask for one worker"
     if spec.resources.workers > 1 and spec.restart.on_nan == "rollback":
         yield "restart.on_nan", "rolling back a job of more than one worker", "leave it at `stop`"

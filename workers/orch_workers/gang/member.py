@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from orch.model.generation import Generation
-from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import Leader
 from orch_workers.gang.words import (
     IDLE,
@@ -26,6 +25,7 @@ from orch_workers.gang.words import (
     Leave,
     Order,
     Place,
+    Point,
     Proposal,
     Report,
     Save,
@@ -40,6 +40,20 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[int, Mapping[str, Any]], None]
 """Sends a message to the agent of a rank; returns at once, and may lose it."""
+
+
+class Holdings(Protocol):
+    """What a keeper is to the gang's talk."""
+
+    def holds(self) -> tuple[Point, ...]: ...
+    def written(self) -> tuple[Point, ...]: ...
+    def lineage(self) -> dict[str, Any] | None: ...
+    @property
+    def newest_commit(self) -> Point | None: ...
+    def heard(self, report: Report) -> None: ...
+    def committed(self, point: Point) -> None: ...
+    def propose(self, proposal: Proposal, answer: Callable[[str], None]) -> None: ...
+    def settle(self, generation: Generation, nothing: bool) -> None: ...
 
 
 class Rank(Protocol):
@@ -61,8 +75,12 @@ class Rank(Protocol):
 class Member:
     """Thread-safe. `tell` and `heard` may be called from any thread."""
 
-    def __init__(self, first: Report, rank: Rank, say: Say, world_size: int) -> None:
-        """`first`: how it stands at the beginning."""
+    def __init__(
+        self, first: Report, rank: Rank, say: Say, world_size: int, *, starts_settled: bool = False
+    ) -> None:
+        """`first`: how it stands at the beginning. `starts_settled`: no process is started before what it begins with
+        is in its place everywhere, because it looks there by itself.
+        """
         self._rank, self._say, self._world_size = rank, say, world_size
         self._changed = threading.Condition()
         self._report = replace(first, phase=SETTING_UP)
@@ -71,7 +89,8 @@ class Member:
         self._closed = False
         self._order: Order | None = None
         self._ended = Generation(0, 0)
-        self._keeper: GangKeeper | None = None
+        self._keeper: Holdings | None = None
+        self._starts_settled = starts_settled
         self._leader: Leader | None = None
         self._reports: dict[int, Report] = {}
         self._done: dict[str, Any] = {}
@@ -95,7 +114,7 @@ class Member:
 
     # from any thread
 
-    def ready(self, keeper: GangKeeper) -> None:
+    def ready(self, keeper: Holdings) -> None:
         """The worker has all that a start needs."""
         with self._changed:
             self._keeper = keeper
@@ -228,7 +247,11 @@ class Member:
         if self._keeper is None or self._report.phase == OVER:
             self._acts_by(order)
             return
-        if order.start is not None and self._is_new("start", order.start.generation):
+        if (
+            order.start is not None
+            and self._may_start(order)
+            and self._is_new("start", order.start.generation)
+        ):
             self._rank.begin(order.start)
         if order.proposal is not None and self._is_new("proposal", order.proposal.number):
             self._propose(order.proposal, self._keeper)
@@ -249,6 +272,10 @@ class Member:
         self._rank.hold_on(waits=order.waits)
         self._acts_by(order)
 
+    def _may_start(self, order: Order) -> bool:
+        proposal = order.proposal
+        return not self._starts_settled or (proposal is not None and proposal.number == order.settled)
+
     def _acts_by(self, order: Order) -> None:
         if order.number > self._report.heard:
             self.tell(heard=order.number)
@@ -259,7 +286,7 @@ class Member:
         self._done[what] = mark
         return True
 
-    def _propose(self, proposal: Proposal, keeper: GangKeeper) -> None:
+    def _propose(self, proposal: Proposal, keeper: Holdings) -> None:
         def answer(why: str) -> None:
             if why:
                 self.tell(refused=proposal.number, why=why)

@@ -20,6 +20,7 @@ from orch_workers.checkpoint.errors import Superseded
 from orch_workers.config import WorkerConfig
 from orch_workers.ending import Homecoming
 from orch_workers.exits import Exit
+from orch_workers.gang.files import LeaderFilesKeeper, OtherFilesKeeper
 from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import AGREE_SHARE, Leader
 from orch_workers.gang.leader_keeper import LeaderKeeper
@@ -71,7 +72,8 @@ class GangWorker(Worker):
         first = first_report(
             config.attempt, config.placed_by, config.rank, Place(node=node, address=address, devices=devices)
         )
-        self._member = Member(first, self, say, config.world_size)
+        self._member = Member(first, self, say, config.world_size, starts_settled=bool(config.files))
+        self._holdings: GangKeeper | LeaderFilesKeeper | None = None
         if config.rank == 0:
             self._leader = Leader(config.attempt, config.placed_by, config.world_size, self, fresh_port)
             self._member.lead(self._leader)
@@ -102,8 +104,8 @@ class GangWorker(Worker):
         self._inbox.put(lambda: None)
         self._thread.join(limit_s)
         self._close()
-        if isinstance(self._keeper, GangKeeper):
-            self._keeper.join(limit_s)
+        if self._holdings is not None:
+            self._holdings.join(limit_s)
 
     def take_over_stop(self, before: GangWorker) -> None:
         """The worker before this one was told to end, and had not ended: that goes for this one."""
@@ -119,14 +121,17 @@ class GangWorker(Worker):
     # set-up
 
     def _make_keeper(self, secrets: Mapping[str, str]) -> Keeper:
-        kind = LeaderKeeper if self._config.rank == 0 else GangKeeper
-        return kind(self._config, secrets, changed=self._member.poke, **self._of_keeper())
+        files = bool(self._config.files)
+        of_leader = LeaderFilesKeeper if files else LeaderKeeper
+        kind = of_leader if self._config.rank == 0 else OtherFilesKeeper if files else GangKeeper
+        self._holdings = kind(self._config, secrets, changed=self._member.poke, **self._of_keeper())
+        return self._holdings
 
     def _ready(self) -> None:
-        assert isinstance(self._keeper, GangKeeper)
         assert self._launcher is not None
+        assert self._holdings is not None
         self._launcher.never_skips = True
-        self._member.ready(self._keeper)
+        self._member.ready(self._holdings)
 
     # member.Rank: called by the gang's thread
 
@@ -172,8 +177,8 @@ class GangWorker(Worker):
     # leader.Hands: called by the gang's thread, of the leader alone
 
     def find(self, generation: Generation, reports: Mapping[int, Report], refused: Sequence[Point]) -> None:
-        keeper = self._keeper
-        assert isinstance(keeper, LeaderKeeper)
+        keeper = self._holdings
+        assert isinstance(keeper, (LeaderKeeper, LeaderFilesKeeper))
 
         def answer(candidates: Any, everywhere: bool) -> None:
             self._leader.found(generation, candidates, everywhere=everywhere)
@@ -242,7 +247,7 @@ class GangWorker(Worker):
 
     def _after(self, ended: Exit) -> None:
         assert self._keeper is not None
-        self._keeper.process_gone()
+        self._keeper.process_gone(well=ended.code == 0)
         if self.stopping.is_set():
             self._end(
                 self._stop.outcome,
@@ -267,6 +272,10 @@ class GangWorker(Worker):
         self._member.tell(phase=IDLE, end=end, hang=None)
 
     def _explained(self, ended: Exit, end: End) -> End:
+        assert self._keeper is not None
+        ended = ended.standing_at(
+            self._keeper.failed_at(ended.step if ended.known else None, ended.code, ended.signal)
+        )
         found = self._judge.judge(ended.failure(self._fatal), self._log.redactor)
         return replace(
             end,
