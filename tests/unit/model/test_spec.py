@@ -128,7 +128,6 @@ def test_what_this_version_cannot_do_is_said_and_nothing_else():
     assert unsupported(JobSpec(run="x", restart={"hang": "off"})) == []
     assert [problem.path for problem in unsupported(full())] == [
         "python",
-        "checkpoint.files",
     ]
     learned = JobSpec.model_validate(
         {"run": "x", "checkpoint": {"every": "auto"}, "restart": {"hang": "10m"}}
