@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import secrets
 import subprocess
@@ -28,6 +29,7 @@ from support import (
     rows,
     soak_control,
     soak_mixed,
+    some,
 )
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
@@ -174,7 +176,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--count", type=int, help="instead of each part's own number of repetitions")
+    parser.add_argument("--only", metavar="NAME,…", default="", help="of rows and transitions: only these")
     given = parser.parse_args()
+    os.environ[some.VARIABLE] = given.only
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )

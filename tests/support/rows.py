@@ -22,6 +22,7 @@ from support.jobs import log_of, wait_state, write_job
 from support.leftovers import of_jobs
 from support.recovery import kill, starts
 from support.server import Server, wait_for
+from support.some import only
 
 if TYPE_CHECKING:
     import random
@@ -397,12 +398,12 @@ ROWS: dict[str, Row] = {
 
 
 def rows(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
-    """Every row `count` times in a row, or those that ORCH_ROWS names."""
+    """Every row `count` times in a row."""
     done: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="orch-rows-") as name:
         at_work = Rows(server, rng, Path(name))
-        asked = os.environ.get("ORCH_ROWS", "").split() or list(ROWS)
-        for row, act in [(row, ROWS[row]) for row in asked]:
+        for row in only(ROWS):
+            act = ROWS[row]
             for number in range(count):
                 try:
                     ill = act(at_work)
