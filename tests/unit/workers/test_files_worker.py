@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import textwrap
 
 import torch
@@ -96,6 +97,41 @@ def test_killed_while_it_overwrites_its_only_file_it_gets_the_version_before(mac
     assert "its end is missing" in one.notes() or "no whole pickle" in one.notes()
     machine.go("saved-2")
     assert one.end()["outcome"] == "succeeded"
+    assert restored(one) == [(1, "disk")]
+
+
+def test_killed_while_it_writes_its_first_file_it_starts_with_none(machine):
+    one = run_script(
+        machine,
+        """
+        at = load()
+        if once("half"):
+            save_half(1)
+            os.kill(os.getpid(), 9)
+        save(at + 1)
+        """,
+    )
+    assert one.end()["outcome"] == "succeeded"
+    assert log_of(one).count("starts from nothing") == 2
+    assert "set aside" in one.notes()
+    assert versions(one) == [1]
+
+
+def test_what_was_shipped_is_the_first_version(machine):
+    with (machine.workdir / "state.pkl").open("wb") as file:
+        pickle.dump({"step": 7}, file)
+    one = run_script(
+        machine,
+        """
+        at = load()
+        if once("half"):
+            save_half(8)
+            os.kill(os.getpid(), 9)
+        save(at + 1)
+        """,
+    )
+    assert one.end()["outcome"] == "succeeded"
+    assert log_of(one).count("goes on from 7") == 2
     assert restored(one) == [(1, "disk")]
 
 

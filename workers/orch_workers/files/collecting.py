@@ -15,7 +15,7 @@ from orch_workers.files.judging import changed, why_not
 from orch_workers.files.local import Local, Version
 from orch_workers.files.looking import Look, Looker
 from orch_workers.files.matching import Signature
-from orch_workers.files.placing import place, tidy_aside
+from orch_workers.files.placing import place, set_aside, tidy_aside
 from orch_workers.files.taking import ChangedError, take
 
 
@@ -31,6 +31,8 @@ class Outcome(NamedTuple):
 
     snapshot: Snapshot | None = None
     problem: str = ""
+    is_broken: bool = False
+    """Not only is it not known to be whole: it is known not to be."""
 
 
 class Collector:
@@ -81,6 +83,13 @@ class Collector:
         self.before = dict(version.here)
         self._remember(version, snapshot, self.before)
 
+    def clear(self, look: Look, mark: str) -> list[str]:
+        """Sets aside what a start has written beside `before`, where there is no version to put in its place."""
+        names = changed(self.before, look.files)
+        for name in names:
+            set_aside(self._root, name, self._aside / mark)
+        return names
+
     # while it runs, and after
 
     def take(
@@ -128,7 +137,7 @@ class Collector:
         taken = take(str(self._root), look.files, folder, known=self._known, is_still=is_still)
         found = taken.examined
         if found.problem:
-            return Outcome(problem=found.problem)
+            return Outcome(problem=found.problem, is_broken=True)
         if ending is not None:
             problem = why_not(
                 found.files,

@@ -82,9 +82,9 @@ class FilesKeeper(Keeper):
         assert self._launcher is not None
         assert self._collector is not None
         (self._launcher.workdir / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
-        if self._is_first and self._memory_is_newest:
+        is_first, self._is_first = self._is_first, False
+        if is_first and self._memory_is_newest:
             self._rescue()
-        self._is_first = False
         began_s = time.monotonic()
         super().start_generation(generation)
         found = super().prepared()
@@ -99,6 +99,8 @@ class FilesKeeper(Keeper):
                 )
         self.restored(loaded=found is not None)
         self._start = Start(found)
+        if found is None and is_first:
+            self._take_first()
         self._queued, self._taken_ns = None, time.monotonic_ns()
         self._began_s = self._began_s or time.monotonic()
         source = "none" if found is None else {"memory": "disk"}.get(found.source, found.source)
@@ -112,6 +114,20 @@ class FilesKeeper(Keeper):
             "this job has `checkpoint.files`, so orch keeps what its script writes itself, and the script calls "
             "orch.training() as well: remove one of the two"
         )
+
+    def _take_first(self) -> None:
+        """What lies in the working folder before the first start, shipped with it, is the first version."""
+        assert self._collector is not None
+        assert self._start is not None
+        look = self._collector.looker.look()
+        if not look.files:
+            return
+        outcome = self._collector.take(look, self._generation, 1, {})
+        if outcome.snapshot is not None:
+            self._start.number = 1
+        elif outcome.problem:
+            self._note(f"what lies in the working folder is not taken as a version: {outcome.problem}")
+            self._collector.before = dict(look.files)
 
     def _rescue(self) -> None:
         """What the script wrote last under an agent that died here, if it is known to be whole."""
@@ -264,6 +280,9 @@ class FilesKeeper(Keeper):
             return None
         if outcome.problem:
             self._note(f"what it wrote last is not taken as version {number}: {outcome.problem}")
+        if outcome.is_broken and self._collector.version is None:
+            names = self._collector.clear(look, str(Generation(*self._generation)))
+            self._note(f"{', '.join(names[:3])}: set aside, for there is no version to put in its place")
         return outcome.snapshot
 
     def failed_at(self, step: int | None, code: int | None, signal: int | None) -> int | None:

@@ -44,7 +44,7 @@ def place(
     moved = []
     for name in sorted(found):
         if name not in wanted and name not in version.left_out:
-            _set_aside(root, name, aside)
+            set_aside(root, name, aside)
             moved.append(name)
     written = []
     for file in sorted(version.files, key=lambda file: file.mtime_ns):
@@ -52,7 +52,7 @@ def place(
             continue
         target = root / file.path
         if target.is_dir() and not target.is_symlink():
-            _set_aside(root, file.path, aside)
+            set_aside(root, file.path, aside)
         _write(file, Local.file_of(snapshot, wanted[file.path]), target)
         written.append(file.path)
     return Placed(written, moved)
@@ -76,7 +76,8 @@ def _write(file: FileRecord, source: Path, target: Path) -> None:
             beside.unlink()
 
 
-def _set_aside(root: Path, name: str, aside: Path) -> None:
+def set_aside(root: Path, name: str, aside: Path) -> None:
+    """Moves a file or folder from below `root` to below `aside`."""
     target = aside / name
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shutil.move(root / name, target)
