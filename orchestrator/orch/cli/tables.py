@@ -155,6 +155,7 @@ def _facts(job: Document) -> Table:
         ("Goodput", _goodput(job)),
         ("Budgets", _budgets(job)),
         ("Usage", _usage(job.get("usage") or {})),
+        ("Ranks", _ranks((job.get("usage") or {}).get("ranks") or [])),
         ("Code", _code(job.get("code"))),
         ("Exit code", number(job.get("exit_code"))),
     ]
@@ -206,6 +207,17 @@ def _usage(usage: Document) -> str:
             measured = describe_size(int(value)) if name.endswith("_bytes") else number(value)
             parts.append(f"{name.removesuffix('_bytes')} {measured}")
     return ", ".join(parts) or ABSENT
+
+
+def _ranks(ranks: list[Document]) -> str:
+    """A line for each rank of a gang; one that is slower than the others is named with its host."""
+    lines = []
+    for one in ranks:
+        at = "" if one.get("step") is None else f", step {one['step']}"
+        pace = "" if one.get("step_s") is None else f", {number(one['step_s'])} s a step"
+        slow = "" if one.get("slower") is None else f": {number(one['slower'])} times as long as the others"
+        lines.append(f"rank {one['rank']} on {one_line(one['host'])}{at}{pace}{slow}")
+    return "\n".join(lines) or ABSENT
 
 
 def _code(code: Document | None) -> str:

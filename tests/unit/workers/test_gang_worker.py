@@ -24,7 +24,7 @@ def gang(machine):
 def test_all_ranks_train_to_the_end_and_every_checkpoint_is_of_all(gang, machine):
     gang.start("train(12)")
     assert gang.wait_over() == ["succeeded", "succeeded"]
-    assert machine.committed() == [(G1, step) for step in (1, 5, 10, 12)]
+    assert [step for _, step in machine.committed()] == [1, 5, 10, 12]
     assert machine.files("ranks")[:2] == [f"{G1}/{1:012d}/{rank}.json" for rank in (0, 1)]
     leader, other = gang.ranks[0], gang.ranks[1]
     assert [event["step"] for event in leader.told("CheckpointCommitted")][-1] == 12
@@ -63,3 +63,25 @@ def test_a_lost_agent_costs_one_replacement_and_the_others_keep_their_memory(gan
     assert ends == {rank: 2, 1 - rank: 1}, "a survivor keeps the number of the attempt that placed it"
     assert gang.ranks[0].told("Restored")[-1]["step"] >= 20
     assert machine.committed()[-1] == (G3, 600)
+
+
+def test_the_leader_tells_of_all_ranks_and_names_the_slow_one(machine):
+    gang = Gang(machine, policy=AT_ONCE).start(
+        """
+        job = Trainee()
+        while True:
+            job.steps(1)
+            time.sleep(0.05 if RANK else 0.01)
+        """
+    )
+
+    def ranks():
+        progress = gang.ranks[0].worker._state()["usage"]["ranks"]
+        return progress if len(progress) == 2 and progress[1]["slower"] else None
+
+    first, second = wait_for("a slow rank is named", ranks, LIMIT_S)
+    assert (first["rank"], second["rank"]) == (0, 1)
+    assert first["slower"] is None
+    assert second["slower"] > 1.5
+    assert second["host"] == first["host"]
+    assert second["step_s"] > first["step_s"]

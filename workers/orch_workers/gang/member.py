@@ -131,6 +131,12 @@ class Member:
             self._poked = True
             self._changed.notify_all()
 
+    def standing(self) -> list[Report]:
+        """The newest report of every rank of this attempt, for the leader, by rank."""
+        with self._changed:
+            attempt, reports = self._report.attempt, sorted(self._reports.items())
+        return [report for _, report in reports if report.attempt == attempt]
+
     def farewell(self, outcome: str, reason: str, left_s: float) -> None:
         """The worker was told to end, its process within `left_s`."""
         with self._changed:

@@ -15,6 +15,7 @@ from typing import Any
 from orch.model.events import ProcessExited
 from orch.model.generation import Generation
 from orch_policies.classification import Failure, advice, describe
+from orch_policies.gang import stragglers
 from orch_policies.restart import Decision
 from orch_workers.checkpoint.errors import Superseded
 from orch_workers.config import WorkerConfig
@@ -312,6 +313,25 @@ class GangWorker(Worker):
         if self._alone_at_s is not None and time.monotonic() >= self._alone_at_s and not self._told_to_leave:
             self._alone_at_s = None
             launcher.stop(max(0.0, self._stop_by_s - time.monotonic()))
+
+    def _state(self) -> dict[str, Any]:
+        """The leader tells of all ranks how fast they are, and who is slower than the others."""
+        found = super()._state()
+        if self._config.rank:
+            return found
+        reports = self._member.standing()
+        slow = stragglers({report.rank: report.step_s for report in reports if report.step_s})
+        ranks = [
+            {
+                "rank": report.rank,
+                "host": report.place.node,
+                "step": report.step if report.listens else None,
+                "step_s": None if report.step_s is None else round(report.step_s, 6),
+                "slower": round(slow[report.rank], 2) if report.rank in slow else None,
+            }
+            for report in reports
+        ]
+        return {**found, "usage": {**found["usage"], "ranks": ranks}}
 
     # the end
 
