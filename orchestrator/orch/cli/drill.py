@@ -137,6 +137,11 @@ def _plan(
         checked(loaded, packed, None)
         spec, base_dir = loaded.spec, str(loaded.base_dir)
         code = ship(client, packed, shown)
+    if spec.checkpoint.files:
+        raise WrongUse(
+            "a drill counts the steps that `import orch` tells, and the script of this job, whose own files are kept"
+            " (`checkpoint.files`), tells none"
+        )
     return _Planned(spec, base_dir, code, secret_values(spec, os.environ), steps, kill_at)
 
 

@@ -48,6 +48,18 @@ def test_a_single_file_is_taken_when_nobody_writes_it():
     assert not clock.look(state(a=2), 5.0)
 
 
+def test_a_single_file_that_was_changed_a_moment_ago_is_taken_at_once():
+    clock = Clock()
+    clock.now_s += 0.25
+    look = clock.settling.look
+    assert not look(state(a=1), writing=True, now_s=clock.now_s, age_s=5.0)
+    assert not look(state(a=2), writing=False, now_s=clock.now_s, age_s=0.002)
+    assert look(state(a=3), writing=False, now_s=clock.now_s, age_s=0.02)
+    clock.settling.took(state(a=3))
+    assert not look(state(a=3), writing=False, now_s=clock.now_s, age_s=9.0)
+    assert not look(state(a=4, b=1), writing=False, now_s=clock.now_s, age_s=0.02)
+
+
 def test_several_files_have_to_stand_still():
     clock = Clock(state(a=1, b=1))
     assert not clock.look(state(a=2, b=1), 0.1)

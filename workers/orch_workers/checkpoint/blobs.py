@@ -93,13 +93,15 @@ def problems(content: Content, *, deep: bool, moved: Moved | None = None) -> tup
     return found, read_bytes
 
 
-def named_by(catalog: Catalog, point: RestorePoint) -> set[str]:
+def named_by(catalog: Catalog, point: RestorePoint) -> frozenset[str]:
     """Blobs that a checkpoint names; none of one of another kind. Damaged when that cannot be told."""
-    manifest = catalog.manifest(point)
-    if manifest.kind != KIND:
-        return set()
-    ranks = [catalog.rank_manifest(point, manifest, rank) for rank in range(manifest.world_size)]
-    return set(parts_of(ranks))
+    known = catalog.blobs_named.get(point[:2])
+    if known is None:
+        manifest = catalog.manifest(point)
+        ranks = range(manifest.world_size if manifest.kind == KIND else 0)
+        known = frozenset(parts_of(catalog.rank_manifest(point, manifest, rank) for rank in ranks))
+        catalog.blobs_named[point[:2]] = known
+    return known
 
 
 def remove_unnamed(catalog: Catalog, candidates: Collection[str]) -> int:

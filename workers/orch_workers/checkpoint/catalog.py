@@ -79,6 +79,8 @@ class Catalog:
             raise ValueError(f"{job_id!r} is no job id")
         self.storage = storage
         self.job_id = job_id
+        self.blobs_named: dict[tuple[Generation, int], frozenset[str]] = {}
+        """What was read of checkpoints of files: manifests never change, so none is read twice (blobs.py)."""
 
     # names
 
@@ -346,7 +348,7 @@ class Catalog:
         """Ends a checkpoint: after the first deletion it does not exist, whatever happens to the others."""
         parts = [self.path(folder, *_place(point.generation, point.step)) for folder in _PARTS]
         shards = self.storage.list(parts[1])
-        named = set[str]()
+        named = frozenset[str]()
         if not shards:  # one of files has none: its bytes are shared with others
             with contextlib.suppress(Damaged):
                 named = blobs.named_by(self, point)
@@ -354,6 +356,7 @@ class Catalog:
         self._delete_below(parts[0])
         for entry in shards:
             self.storage.delete(entry.path)
+        self.blobs_named.pop(point[:2], None)
         if named:
             blobs.remove_unnamed(self, named)
         # Once more, against a writer that was asleep and has committed it again meanwhile (see fencing.py).

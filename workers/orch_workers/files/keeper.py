@@ -4,9 +4,8 @@ commits, retention and quarantine. A version's number takes the place of the ste
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from orch.model.generation import Generation
@@ -41,18 +40,10 @@ EVERY_S = 600.0
 class FilesKeeper(Keeper):
     """Thread-safe. See Keeper; `attach` comes before the first start."""
 
-    def __init__(
-        self,
-        config: WorkerConfig,
-        secrets: Mapping[str, str],
-        *,
-        tell: Callable[[int, Generation, int, float, dict[str, Any]], None],
-        note: Callable[[str], None],
-        superseded: Callable[[str], None],
-        stopping: threading.Event,
-    ) -> None:
+    def __init__(self, config: WorkerConfig, secrets: Mapping[str, str], **told: Any) -> None:
+        """`told`: whom a Keeper tells what, see there."""
         self._local = Local(config.paths.state / "files")
-        super().__init__(config, secrets, tell=tell, note=note, superseded=superseded, stopping=stopping)
+        super().__init__(config, secrets, **told)
         self._lines = LineMetrics(config.paths.log, config.metrics)
         self._damaged: set[str] = set()
         self._start: Start | None = None

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from orch_workers.checkpoint.errors import CheckpointError
+
 FILES_MAX = 10_000
 """Files of one set."""
 ENTRIES_MAX = 200_000
 """Entries of folders that are looked at for one set."""
 
 
-class TooManyError(Exception):
+class TooManyError(CheckpointError):
     """The patterns name more than a set may have; the sentence is for people."""
 
 

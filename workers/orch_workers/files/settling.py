@@ -18,8 +18,12 @@ from orch_workers.files.matching import Signature
 
 Files = Mapping[str, Signature]
 
+TICK_S = 0.01
+"""A single file that was changed at least so long ago may be copied at once: time stamps are as coarse as the kernel's
+tick, a few milliseconds, so that a change after that shows.
+"""
 QUIET_ONE_S = 0.05
-"""A single file: its time stamps are as coarse as the kernel's tick, a few milliseconds."""
+"""A single file that looks the same for so long, whatever the clock says."""
 QUIET_SET_S = 1.0
 """Several files that belong together."""
 QUIET_LEARNED = 0.7
@@ -51,8 +55,14 @@ class Settling:
         self.settled = self.taken
         self._changed_s, self._pending_s, self._longest_s = now_s, None, 0.0
 
-    def look(self, files: Files, *, writing: bool, now_s: float) -> bool:
-        """Whether the set may be copied now. `writing`: somebody has one of the files open for writing."""
+    def look(self, files: Files, *, writing: bool, now_s: float, age_s: float = 0.0) -> bool:
+        """Whether the set may be copied now. `writing`: somebody has one of the files open for writing. `age_s`: since
+        its newest change, by its own time stamps.
+        """
+        if not writing and age_s >= TICK_S and self._is_single(files):
+            self._files = self.settled = dict(files)
+            self._changed_s = now_s
+            return files != self.taken
         if files != self._files or writing:
             if self._pending_s is not None:
                 self._longest_s = max(self._longest_s, now_s - self._changed_s)
@@ -74,7 +84,7 @@ class Settling:
 
     def quiet_s(self, now_s: float) -> float:
         """How long the set must stand still."""
-        if len(self._files) == 1 and len(self.taken) <= 1:
+        if self._is_single(self._files):
             return QUIET_ONE_S
         if not self._is_busy(now_s):
             return QUIET_SET_S
@@ -84,6 +94,9 @@ class Settling:
         """Until the next look."""
         every_s = LOOK_EVERY_S if self._pending_s is None else LOOK_CLOSELY_S
         return max(every_s, look_took_s / LOOK_SHARE_MAX)
+
+    def _is_single(self, files: Files) -> bool:
+        return len(files) == 1 and len(self.taken) <= 1
 
     def _is_busy(self, now_s: float) -> bool:
         return self._pending_s is not None and now_s - self._pending_s > BUSY_AFTER_S

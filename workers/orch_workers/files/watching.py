@@ -15,6 +15,7 @@ from orch_workers.files.settling import LOOK_EVERY_S, Settling
 
 COPY_SHARE_MAX = 0.1
 """The part of the time that copying may take: a script that saves all the time has only some of its versions taken."""
+TROUBLE_PAUSE_S = 5.0
 PROBLEM_SAID_S = 30.0
 """A set that is settled and is not whole is said to be so when it stays for so long."""
 
@@ -57,17 +58,20 @@ class Watch:
                 self._owner.told(str(error))
             except OSError as error:
                 self._owner.told(f"no copy of the files can be taken for now: {error}")
-                self._not_before_s = self._monotonic() + PROBLEM_SAID_S
             except Exception:
                 log.exception("the job's files could not be looked at")
-                self._not_before_s = self._monotonic() + PROBLEM_SAID_S
-            pause_s = self.settling.pause_s(self._monotonic() - began_s)
+            else:
+                pause_s = self.settling.pause_s(self._monotonic() - began_s)
+                continue
+            pause_s = TROUBLE_PAUSE_S
 
     def _look(self) -> None:
         look = self._looker.look()
         now_s = self._monotonic()
         self._owner.each_look(look)
-        ready = self.settling.look(look.files, writing=bool(look.writing), now_s=now_s)
+        changed_ns = max((one.changed_ns for one in look.files.values()), default=0)
+        age_s = (time.time_ns() - changed_ns) / 1e9
+        ready = self.settling.look(look.files, writing=bool(look.writing), now_s=now_s, age_s=age_s)
         if self._problem is not None and now_s - self._problem[1] > PROBLEM_SAID_S:
             self._owner.told(f"no version of its files is taken: {self._problem[0]}")
             self._problem = None
