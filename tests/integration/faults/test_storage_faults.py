@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from orch_workers.checkpoint.errors import AlreadyExists, NotFound
 from support.faults import BURSTS, FaultyProxy
 from support.server import wait_for
 from support.workers import LIMIT_S
@@ -36,6 +37,20 @@ def test_s3_that_fails(training, microburst, rng, name):
     assert training.step == training.saved_step
     assert training.catalog.quarantined() == {}
     assert after.superseded == []
+
+
+def test_a_proxy_that_leaves_lengths_out(training, microburst):
+    """Microburst, for one: the answers to HEAD have none. What has landed is recognised all the same."""
+    training.through(microburst.endpoint)
+    storage = training.machine.storage
+    for path, data in {"a/some": b"123", "a/none": b""}.items():
+        assert storage.create(path, data)
+        assert storage.size(path) == len(data)
+        assert not storage.create(path, data), "it was there already"
+        with pytest.raises(AlreadyExists):
+            storage.create(path, b"other")
+    with pytest.raises(NotFound):
+        storage.size("a/nothing")
 
 
 @pytest.mark.parametrize("kind", FaultyProxy.KINDS)
