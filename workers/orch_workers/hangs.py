@@ -49,13 +49,17 @@ class HangWatch:
         self._phase: Phase = "starting"
         self._looking: _Looking | None = None
         self._said_so = False
+        self._waits_for = ""
 
     def look_at(
         self, launcher: Launcher, restored_step: int, *, finished: bool, saving: bool = False
     ) -> Hang | None:
         """`saving`: another rank of the gang waits for a slot, and this one for that rank."""
+        beat, stands = launcher.beat(), launcher.progress()
+        # Of a script that tells nothing itself lines of its log and versions of its files are counted together.
+        self._waits_for = "" if beat == stands else f"a sign of progress after version {stands.step}"
         hang = self.look(
-            launcher.beat(),
+            beat,
             restored_step=restored_step,
             saving=saving or launcher.waits_for_slot,
             finished=finished,
@@ -63,7 +67,7 @@ class HangWatch:
         )
         if hang is None:
             return None
-        return replace(hang, failure=replace(hang.failure, step=launcher.progress().step))
+        return replace(hang, failure=replace(hang.failure, step=stands.step))
 
     def began(self) -> None:
         """A process was started."""
@@ -134,7 +138,8 @@ class HangWatch:
             )
             return None
         self.learned = self.learned.hung()
-        where = "its first step" if self._phase == "starting" else f"the step after {self._step}"
+        where = self._waits_for or f"the step after {self._step}"
+        where = "its first step" if self._phase == "starting" else where
         message = (
             f"no progress for {quiet_s:.0f} s, waiting for {where} (limit {looking.limit.seconds:.0f} s: "
             f"{looking.limit.reason}); {looking.sentence}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from orch_policies.retention import Rules
@@ -165,3 +167,36 @@ def test_a_state_and_files_are_not_taken_for_each_other(scene, tmp_path):
     with pytest.raises(CheckpointError, match="no state that could be loaded"):
         find_and_restore(scene.catalog, 0, tmp_path / "slot")
     assert scene.catalog.quarantined() == {}
+
+
+def test_what_changes_while_it_is_copied_is_not_taken(scene, monkeypatch):
+    scene.write(a=b"one", b=b"two")
+    real, look = taking.copy, scene.collector.looker.look()
+
+    def copy_and_write(source, target):
+        parts = real(source, target)
+        (scene.work / "a").write_bytes(b"changed meanwhile")
+        return parts
+
+    monkeypatch.setattr(taking, "copy", copy_and_write)
+    outcome = scene.collector.take(look, G1, 1, {})
+    assert (outcome.snapshot, outcome.problem) == (None, "")
+    assert list(scene.folder.glob("local/version-*")) == []
+
+
+def test_what_somebody_has_open_for_writing_is_not_taken(scene):
+    scene.write(a=b"one", b=b"two")
+    look = scene.collector.looker.look()
+    scene.collector.follow(lambda: [os.getpid()])
+    with (scene.work / "a").open("r+b"):
+        assert scene.collector.looker.look().writing == {"a"}
+        assert scene.collector.take(look, G1, 1, {}).snapshot is None
+    assert scene.collector.take(look, G1, 1, {}).snapshot is not None
+
+
+def test_a_copy_is_no_link_to_the_script_s_own_file(scene):
+    scene.write(a=b"one")
+    snapshot = scene.take(1)
+    with (scene.work / "a").open("r+b") as file:
+        file.write(b"ONE")
+    assert scene.local.file_of(snapshot, 0).read_bytes() == b"one"

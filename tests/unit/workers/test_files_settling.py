@@ -84,7 +84,7 @@ def test_a_writer_that_never_lets_go_is_waited_for():
 def test_a_script_that_saves_all_the_time_is_learned_and_never_taken_in_the_middle(trial, seed):
     """Three files, milliseconds apart, again and again with short pauses: what is taken is always of one version."""
     chance = random.Random(seed + trial)
-    gap_s, pause_s = chance.uniform(0.001, 0.02), chance.uniform(0.15, 0.6)
+    gap_s, pause_s = chance.uniform(0.001, 0.12), chance.uniform(0.3, 0.8)
     clock = Clock(state(a=0, b=0, c=0))
     at_s, version = clock.now_s, 0
     events = []

@@ -117,18 +117,16 @@ def _send(catalog: Catalog, sources: list[_Source]) -> None:
 
 def _send_one(catalog: Catalog, source: _Source) -> None:
     part, path, start = source
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        piece = view[start : start + part.size_bytes]
-        try:
-            catalog.storage.create(blobs.path_of(catalog, part), piece)
-        except AlreadyExists:
-            # Of that size and with other bytes: what is there is damaged, whoever wrote it.
-            _replace_damaged(catalog, part)
-            catalog.storage.create(blobs.path_of(catalog, part), piece)
-        finally:
-            piece.release()
-            view.release()
+    with path.open("rb") as file:
+        # Never closed by hand: a client may hold on to what it was given. It goes with the last who does.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    piece = memoryview(mapped)[start : start + part.size_bytes]
+    try:
+        catalog.storage.create(blobs.path_of(catalog, part), piece)
+    except AlreadyExists:
+        # Of that size and with other bytes: what is there is damaged, whoever wrote it.
+        _replace_damaged(catalog, part)
+        catalog.storage.create(blobs.path_of(catalog, part), piece)
 
 
 def _replace_damaged(catalog: Catalog, part: PartRecord) -> None:
