@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from orch.control.raylocal import ray_processes
+from support.accounts import keep_timeline
 from support.leftovers import assert_nothing_left
 from support.recovery import STEPS, Victim, assert_recovered, kill
 from support.server import Server, own_server, wait_for
@@ -32,6 +33,9 @@ def test_all_of_ray_killed_at_once(alone: Server, rng: random.Random) -> None:
     alone.start()
     detail = victim.finish()
     assert_recovered(detail, kills=1)
+    keep_timeline(
+        alone, victim.id, "cluster_lost", "every process of Ray killed at once, and the server started again."
+    )
     alone.stop()
     assert_nothing_left(alone.home, [victim.id])
 

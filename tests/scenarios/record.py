@@ -7,6 +7,7 @@ decides with stays. Run from the folder tests/.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -17,11 +18,14 @@ from scenarios.timeline import replay, step
 
 LEFT_OUT = {"pid", "node", "seed", "traceback"}
 JOB = "digits-x1"
+_HOME = re.compile(r"/tmp/orch-\w+")
+"""Of a test's server."""
 
 
 def timeline(events: Sequence[Mapping[str, Any]], comment: str) -> str:
     """Documents of the API, oldest first, as a timeline with its decisions."""
-    return replay("\n".join([comment, "", *_inputs(events)]))
+    inputs = [_HOME.sub("/orch-home", line) for line in _inputs(events)]
+    return replay("\n".join([comment, "", *inputs]))
 
 
 def decisions(events: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

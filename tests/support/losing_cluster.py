@@ -9,6 +9,7 @@ import psutil
 
 from orch.control.raylocal import ray_processes
 from orch_workers.checkpoint import Catalog, open_storage
+from support.accounts import keep_timeline
 from support.leftovers import assert_nothing_left, of_jobs
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, starts
 from support.server import Server, alive, own_server, wait_for
@@ -56,6 +57,7 @@ def _cluster_frozen(server: Server, rng: random.Random) -> dict[str, Any]:
     told = server.cli("events", victim.id).stdout
     assert "longer than the lease of" in told
     assert_chain_kept(victim, STEPS_FEW)
+    keep_timeline(server, victim.id, "cluster_silent", "its cluster silent for longer than the lease.")
     victim.assert_nothing_left()
     return {"ended_after_s": round(gone_s, 2), "restored_step": saved}
 
