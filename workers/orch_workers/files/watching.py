@@ -66,7 +66,7 @@ class Watch:
             pause_s = TROUBLE_PAUSE_S
 
     def _look(self) -> None:
-        look = self._looker.look()
+        look = self._looker.look(calm=self.settling.taken)
         now_s = self._monotonic()
         self._owner.each_look(look)
         changed_ns = max((one.changed_ns for one in look.files.values()), default=0)
