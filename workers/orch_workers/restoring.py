@@ -24,6 +24,8 @@ class Look:
     def __init__(self, find: Callable[[], Stored | None], *, memory_step: int, committed_step: int) -> None:
         self._find, self._memory_step, self._committed_step = find, memory_step, committed_step
         self._lists = 0
+        self._gone: NothingRestorable | None = None
+        """A list named checkpoints, and none of them was there."""
 
     def __call__(self) -> Stored | None:
         """None: what is in memory is the newest, or there never was anything."""
@@ -34,7 +36,10 @@ class Look:
         except NothingRestorable as error:
             if error.rejected or not may_be_behind:
                 raise
+            self._gone = error
             raise StorageUnavailable(str(error)) from error
+        if found is None and self._memory_step < 0 and self._gone is not None:
+            raise self._gone
         newest = max(self._memory_step, 0 if found is None else found.point.step)
         is_explained = found is not None and bool(found.rejected)
         if newest < self._committed_step and not is_explained and may_be_behind:

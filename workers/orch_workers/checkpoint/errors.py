@@ -93,6 +93,9 @@ class Rejected(NamedTuple):
     step: int
     reason: str
 
+    def __str__(self) -> str:
+        return f"{format_generation(self.generation)}  step {self.step:>12}  {self.reason}"
+
 
 class NothingRestorable(CheckpointError):
     """Checkpoints exist and none of them can be restored. The job must stop: never from scratch in
@@ -105,8 +108,4 @@ class NothingRestorable(CheckpointError):
         self.rejected = tuple(rejected)
 
     def __str__(self) -> str:
-        lines = [self.message]
-        lines += [
-            f"  {format_generation(r.generation)}  step {r.step:>12}  {r.reason}" for r in self.rejected
-        ]
-        return "\n".join(lines)
+        return "\n".join([self.message, *(f"  {one}" for one in self.rejected)])

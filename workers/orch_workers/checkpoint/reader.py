@@ -103,8 +103,9 @@ def find_and_read(
     equal restore points are then not looked at (None: memory is the newest). `committed_before`: the caller
     knows that something was committed, so an empty storage is a missing one.
 
-    Raises NothingRestorable when checkpoints exist and none can be restored, a StorageError when storage
-    cannot be reached (nothing is concluded from that).
+    Raises NothingRestorable when checkpoints exist and none can be restored (with those that were rejected, or with
+    none when another list may be better), a StorageError when storage cannot be reached (nothing is concluded from
+    that).
     """
     rejected: list[Rejected] = []
     removed: list[Rejected] = []
@@ -135,7 +136,10 @@ def find_and_read(
         return Found(point, what, time.monotonic() - began, tuple(rejected))
     if newer_than >= 0:
         return None
-    assert_nothing_was_there(catalog, rejected + removed, committed_before)
+    assert_nothing_was_there(catalog, rejected, committed_before)
+    if removed:
+        # A list that is behind names what is gone, and not what has taken its place.
+        raise NothingRestorable("\n".join(["storage lists only what is gone:", *map(str, removed)]))
     return None
 
 
