@@ -103,3 +103,34 @@ def test_what_matches_nothing_is_said(server: Server, tmp_path: Path) -> None:
     assert "nothing matches models/**" in server.cli("status", job).stdout
     gate.open()
     server.wait(job)
+
+
+def test_a_version_that_the_script_cannot_use_is_left_behind_and_said(server: Server, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    script = """
+from helper import *
+import sys
+
+at = load()
+assert at != "bare", "cannot use it"
+save(at + 1)
+if once("over"):
+    print("saved", flush=True)
+    open(sys.argv[1]).readline()
+    save("bare")
+    os.kill(os.getpid(), 9)
+"""
+    run = f"python train.py {gate.path}"
+    files = {"train.py": script, "helper.py": HELPER}
+    job = server.submit(write_job(tmp_path / "work", run, files, checkpoint={"files": ["state.pkl"]}))
+    wait_output(server, job, "saved")
+    wait_for("its version is in storage", lambda: server.client().job(job)["last_checkpoint"])
+    gate.open()
+    server.wait(job)
+    found = server.client().job(job)
+    assert [one["step"] for one in found["checkpoints"] if one["state"] == "quarantined"] == [2]
+    assert any("falls back to the one before" in note["text"] for note in found["notes"])
+    listed = json.loads(server.cli("checkpoints", "list", job, "-o", "json").stdout)["checkpoints"]
+    marked = [one["quarantined"] for one in listed if one["quarantined"]]
+    assert len(marked) == 1
+    assert "seems unable to use it" in marked[0]

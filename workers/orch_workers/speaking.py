@@ -22,6 +22,9 @@ class Launched(Protocol):
 class Speaking:
     """Of a training process that speaks to its agent: nothing has to be found out."""
 
+    left_behind: tuple[tuple[str, int, str], ...] = ()
+    """Checkpoints that `failed_at` has marked, so that no start gets them again: generation, step and why."""
+
     def attach(self, launcher: Launched) -> None:
         """Told once, before the first start."""
 

@@ -330,6 +330,7 @@ class Worker:
             exited(self._generation, self._config.rank, seen, found, ended.at_ns),
             traceback=found.traceback,
             poisoned=poisoned,
+            left_behind=self._keeper.left_behind,
         )
         if decision.action == "fail":
             self._end("failed", decision.reason, exit_code=ended.code, traceback=found.error, step=seen.step)

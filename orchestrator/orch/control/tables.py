@@ -32,6 +32,8 @@ def tabulate(
     for generation, step in extra.get("poisoned", ()):
         reason = f"poisoned: {getattr(event, 'what', '')}"
         transaction.mark_checkpoint(job, generation, step, "quarantined", reason=reason)
+    for generation, step, reason in extra.get("left_behind", ()):
+        transaction.mark_checkpoint(job, generation, step, "quarantined", reason=reason)
     match event:
         case ev.AgentUp():
             transaction.put_attempt(job, event.attempt, node=event.node)

@@ -278,7 +278,7 @@ class FilesKeeper(Keeper):
 
     def failed_at(self, step: int | None, code: int | None, signal: int | None) -> int | None:
         """Falls back one version when the start died of the one it was given, as far as anybody can tell."""
-        start = self._start
+        start, self.left_behind = self._start, ()
         if start is None:
             return step
         if start.found is None or not falls_back(start, code, signal):
@@ -310,6 +310,7 @@ class FilesKeeper(Keeper):
         """In storage it is marked, as a damaged one is; here it is kept as well, and not restored again."""
         self.drain(FALLBACK_DRAIN_S)
         point = RestorePoint(found.generation, found.step)
+        self.left_behind = ((str(Generation(*found.generation)), found.step, reason),)
 
         def mark() -> None:
             if self.catalog.storage.exists(self.catalog.manifest_path(*point[:2])):
