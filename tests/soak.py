@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
 from orch.model.units import parse_duration_s
 from support import (
+    gang_jobs,
     interrupting,
     killed_tensorflow,
     repeating,
@@ -32,6 +33,7 @@ from support import (
     some,
 )
 from support.leftovers import assert_nothing_left
+from support.nodes import Pool
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
 from support.server import Server, own_server, wait_for
 
@@ -111,11 +113,26 @@ def controller(server: Server, rng: random.Random, count: int) -> dict[str, Any]
     }
 
 
+def gangs(server: Server, rng: random.Random, count: int) -> dict[str, Any]:
+    """Every part of a gang of two is killed, or told to leave, by turns."""
+    calm = gang_jobs.GangVictim(server)
+    calm.finish()
+    undisturbed, pool, told = calm.final_bytes(), Pool(server), []
+    try:
+        for number in range(count):
+            name, row = list(gang_jobs.ROWS.items())[number % len(gang_jobs.ROWS)]
+            told.append({"row": name, **row(server, pool, undisturbed, rng.randrange(2))})
+    finally:
+        pool.close()
+    return {"kills": count, "told": told}
+
+
 PARTS: dict[str, tuple[Callable[[Server, random.Random, int], dict[str, Any]], int]] = {
     "kills": (kills, 20),
     "cancels": (cancels, 20),
     "controller": (controller, 10),
     "nodes": (repeating_nodes.nodes, 10),
+    "gangs": (gangs, 20),
     "transitions": (soak_control.transitions, 1),
     "rows": (rows.rows, 10),
     "interrupts": (interrupting.interrupts, 200),

@@ -39,17 +39,8 @@ def undisturbed(server: Server) -> bytes:
     return victim.final_bytes()
 
 
-def test_a_training_process_killed(server: Server, undisturbed: bytes, rng: random.Random) -> None:
-    gang_jobs.process_killed(server, undisturbed, rank=rng.randrange(2))
-
-
-def test_an_agent_killed(server: Server, undisturbed: bytes, rng: random.Random) -> None:
-    gang_jobs.agent_killed(server, undisturbed, rank=rng.randrange(2))
-
-
-def test_preempted(server: Server, undisturbed: bytes) -> None:
-    gang_jobs.preempted(server, undisturbed)
-
-
-def test_a_node_killed(server: Server, pool: Pool, undisturbed: bytes, rng: random.Random) -> None:
-    gang_jobs.node_killed(server, pool, undisturbed, rank=rng.randrange(2))
+@pytest.mark.parametrize("row", gang_jobs.ROWS)
+def test_it_goes_on_as_if_nothing_had_been(
+    row: str, server: Server, pool: Pool, undisturbed: bytes, rng: random.Random
+) -> None:
+    gang_jobs.ROWS[row](server, pool, undisturbed, rng.randrange(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ class GangVictim(Victim):
         self.wait_event("CheckpointCommitted", lambda data: data["step"] > beyond)
 
 
-def process_killed(server: Server, undisturbed: bytes, rank: int) -> dict[str, Any]:
+def process_killed(server: Server, _pool: Pool, undisturbed: bytes, rank: int) -> dict[str, Any]:
     victim = GangVictim(server)
     victim.wait_checkpoint()
     assert kill(victim.newest("ProcessStarted", rank)["pid"])
@@ -42,7 +43,7 @@ def process_killed(server: Server, undisturbed: bytes, rank: int) -> dict[str, A
     return _over(victim, undisturbed, detail)
 
 
-def agent_killed(server: Server, undisturbed: bytes, rank: int) -> dict[str, Any]:
+def agent_killed(server: Server, _pool: Pool, undisturbed: bytes, rank: int) -> dict[str, Any]:
     victim = GangVictim(server)
     victim.wait_checkpoint()
     assert kill(victim.newest("AgentUp", rank)["pid"])
@@ -53,7 +54,7 @@ def agent_killed(server: Server, undisturbed: bytes, rank: int) -> dict[str, Any
     return _over(victim, undisturbed, detail)
 
 
-def preempted(server: Server, undisturbed: bytes) -> dict[str, Any]:
+def preempted(server: Server, _pool: Pool, undisturbed: bytes, _rank: int) -> dict[str, Any]:
     """All save one step that nobody had reached, leave, and go on from it."""
     victim = GangVictim(server)
     victim.wait_checkpoint()
@@ -94,3 +95,12 @@ def _over(victim: GangVictim, undisturbed: bytes, detail: dict[str, Any]) -> dic
     victim.assert_nothing_left()
     found = starts(detail)[-1]
     return {name: found[name] for name in ("restored_from", "lost_steps", "recovery_s")}
+
+
+ROWS: dict[str, Callable[[Server, Pool, bytes, int], dict[str, Any]]] = {
+    "process": process_killed,
+    "agent": agent_killed,
+    "preempted": preempted,
+    "node": node_killed,
+}
+"""By turns in the soak; the rank is the one that it hits."""
