@@ -39,8 +39,9 @@ def undisturbed(server: Server) -> bytes:
     return victim.final_bytes()
 
 
-@pytest.mark.parametrize("row", gang_jobs.ROWS)
+@pytest.mark.parametrize("rows", [("process", "agent"), ("preempted", "node")], ids=" or ".join)
 def test_it_goes_on_as_if_nothing_had_been(
-    row: str, server: Server, pool: Pool, undisturbed: bytes, rng: random.Random
+    rows: tuple[str, ...], server: Server, pool: Pool, undisturbed: bytes, rng: random.Random
 ) -> None:
-    gang_jobs.ROWS[row](server, pool, undisturbed, rng.randrange(2))
+    """One of the two each time."""
+    gang_jobs.ROWS[rng.choice(rows)](server, pool, undisturbed, rng.randrange(2))

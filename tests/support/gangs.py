@@ -53,7 +53,8 @@ TOGETHER = textwrap.dedent(
             if not peer.recv(1):
                 raise ConnectionError("Connection closed by peer")
 
-    def train(until, save_every=5, pace_s=0.002, at=lambda job: None):
+    def train(until, save_every=5, pace_s=0.002, at=lambda job: None, hold=0):
+        # hold: the first start goes no further than that step, until it is ended
         job = Trainee()
         ring = Ring()
         word = 0
@@ -71,6 +72,8 @@ TOGETHER = textwrap.dedent(
                 if not asked:
                     job.save("stop")
                 sys.exit(75)
+            while job.step == hold and os.environ["ORCH_GENERATION"] == "000001.000001":
+                time.sleep(pace_s)
             time.sleep(pace_s)
         job.finished()
     """

@@ -89,11 +89,11 @@ def test_saves_by_the_clock_are_of_one_step_on_all_ranks(machine):
 def test_a_bad_network_costs_time_and_nothing_else(gang, machine, seed):
     rng = random.Random(seed)
     gang.lose = lambda rank, message: rng.random() < 0.5
-    gang.start("train(200, pace_s=0.005)")
+    gang.start("train(60, hold=20)")
     gang.wait_step(20)
     gang.ranks[1].kill_process()
     assert gang.wait_over() == ["succeeded", "succeeded"]
-    assert machine.committed()[-1] == (G2, 200)
+    assert machine.committed()[-1] == (G2, 60)
 
 
 # what is restored
@@ -116,7 +116,7 @@ def test_what_only_one_rank_has_saved_is_not_restored(gang, machine):
 
 
 def test_one_rank_takes_from_storage_what_the_others_have_in_memory(gang, machine):
-    gang.start("train(300, pace_s=0.005)")
+    gang.start("train(60, hold=24)")
     wait_for("a checkpoint", lambda: newest(machine) >= 20, LIMIT_S)
     gang.ranks[1].forget_memory()
     gang.lose_agent(1, attempt=2)
@@ -126,7 +126,7 @@ def test_one_rank_takes_from_storage_what_the_others_have_in_memory(gang, machin
 
 
 def test_a_part_that_is_damaged_is_given_up_by_all_ranks(gang, machine):
-    gang.start("train(300, pace_s=0.005)")
+    gang.start("train(60, hold=24)")
     wait_for("checkpoints", lambda: newest(machine) >= 20, LIMIT_S)
     for member in gang.ranks.values():
         member.die()
@@ -137,7 +137,7 @@ def test_a_part_that_is_damaged_is_given_up_by_all_ranks(gang, machine):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    gang.start("train(300, pace_s=0.005)", attempt=2)
+    gang.start("train(60)", attempt=2)
     assert gang.wait_over() == ["succeeded", "succeeded"]
     restored = gang.ranks[0].told("Restored")[-1]
     assert 0 < restored["step"] < step
@@ -152,7 +152,7 @@ def test_a_leader_that_dies_with_all_parts_in_storage_loses_nothing(gang, machin
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "commit_step", never)
-        gang.start("train(300, save_every=50, pace_s=0.005)")
+        gang.start("train(60, save_every=25, hold=26)")
         wait_for("all parts", lambda: len(machine.files("ranks")) >= 4, LIMIT_S)
         gang.ranks[0].die()
         gang.ranks[0].forget_memory()
@@ -160,7 +160,7 @@ def test_a_leader_that_dies_with_all_parts_in_storage_loses_nothing(gang, machin
     gang.lose_agent(0, attempt=2)
     assert gang.wait_over() == ["succeeded", "succeeded"]
     step = gang.ranks[0].told("Restored")[-1]["step"]
-    assert step >= 50
+    assert step >= 25
     told = [(event["generation"], event["step"]) for event in gang.ranks[0].told("CheckpointCommitted")]
     assert (G1, step) in told
 
@@ -187,7 +187,7 @@ def test_an_error_of_one_rank_is_told_and_not_what_the_others_made_of_it(machine
 
 
 def test_a_stopped_process_is_a_hang_with_the_stacks_of_all_ranks(machine):
-    gang = Gang(machine, policy=AT_ONCE, hang=1.0).start("train(300, pace_s=0.005)")
+    gang = Gang(machine, policy=AT_ONCE, hang=2.0).start("train(60, hold=24)")
     gang.wait_step(20)
     gang.ranks[1].kill_process(signal.SIGSTOP)
     assert gang.wait_over() == ["succeeded", "succeeded"]

@@ -34,7 +34,7 @@ def test_all_ranks_train_to_the_end_and_every_checkpoint_is_of_all(gang, machine
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_one_process_is_killed_all_begin_again_in_place_from_memory(gang, rank):
-    gang.start("train(400, pace_s=0.005)")
+    gang.start("train(60, hold=24)")
     gang.wait_step(24)
     gang.ranks[rank].kill_process()
     assert gang.wait_over() == ["succeeded", "succeeded"]
@@ -54,7 +54,7 @@ def test_when_one_process_is_killed_all_begin_again_in_place_from_memory(gang, r
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_agent_costs_one_replacement_and_the_others_keep_their_memory(gang, machine, rank):
-    gang.start("train(600, pace_s=0.005)")
+    gang.start("train(60, hold=24)")
     wait_for("a checkpoint", lambda: [step for _, step in machine.committed() if step >= 20], LIMIT_S)
     gang.lose_agent(rank, attempt=2)
     assert gang.wait_over() == ["succeeded", "succeeded"]
@@ -62,7 +62,7 @@ def test_a_lost_agent_costs_one_replacement_and_the_others_keep_their_memory(gan
     ends = {other: member.end()["attempt"] for other, member in gang.ranks.items()}
     assert ends == {rank: 2, 1 - rank: 1}, "a survivor keeps the number of the attempt that placed it"
     assert gang.ranks[0].told("Restored")[-1]["step"] >= 20
-    assert machine.committed()[-1] == (G3, 600)
+    assert machine.committed()[-1] == (G3, 60)
 
 
 def test_the_leader_tells_of_all_ranks_and_names_the_slow_one(machine):
