@@ -386,7 +386,7 @@ def test_what_it_appends_to_is_left_out_and_left_where_it_is(machine):
     assert "log of 1" in log_of(one)
     assert "torn.pkl: left by a start" in one.notes()
     assert not (machine.workdir / "runs/torn.pkl").exists()
-    assert list(one.paths.state.glob("aside/*/runs/torn.pkl"))
+    assert list(machine.workdir.glob(".orch-aside/*/runs/torn.pkl"))
 
 
 def test_a_script_that_uses_orch_as_well_is_told_to_choose(machine):

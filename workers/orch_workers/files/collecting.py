@@ -14,9 +14,11 @@ from orch_workers.checkpoint.staging import Snapshot
 from orch_workers.files.judging import changed, why_not
 from orch_workers.files.local import Local, Version
 from orch_workers.files.looking import Look, Looker
-from orch_workers.files.matching import Signature
+from orch_workers.files.matching import OWN_PREFIX, Signature
 from orch_workers.files.placing import place, set_aside, tidy_aside
 from orch_workers.files.taking import ChangedError, take
+
+ASIDE = f"{OWN_PREFIX}aside"
 
 
 class Ending(NamedTuple):
@@ -39,9 +41,14 @@ class Collector:
     """The versions of one working folder. One try at a time; `lock` guards what is kept."""
 
     def __init__(
-        self, root: Path, patterns: Sequence[str], local: Local, lock: threading.Condition, aside: Path
+        self, root: Path, patterns: Sequence[str], local: Local, lock: threading.Condition, aside: Path | None
     ) -> None:
-        self._root, self._local, self._lock, self._aside = root, local, lock, aside
+        """`aside`: where what a start has left is put, and goes with time; None: into the folder itself, whose owner
+        decides about it.
+        """
+        self._root, self._local, self._lock = root, local, lock
+        self._aside = root / ASIDE if aside is None else aside
+        self._is_ours = aside is not None
         self._pids: Callable[[], Sequence[int]] = list
         self.looker = Looker(root, patterns, self._writers)
         self.before: dict[str, Signature] = {}
@@ -68,7 +75,8 @@ class Collector:
             version = self._local.version(snapshot)
         self.looker.leave_out(version.left_out)
         done = place(version, snapshot, self._root, self.looker.look().files, self._aside / mark)
-        tidy_aside(self._aside)
+        if self._is_ours:
+            tidy_aside(self._aside)
         self.has(version, snapshot)
         return done.aside
 

@@ -62,7 +62,8 @@ class FilesKeeper(Keeper):
 
     def attach(self, launcher: Launched) -> None:
         self._launcher = launcher
-        aside = self._config.paths.state / "aside"
+        is_own = self._config.code_digest is not None  # a folder in which the job runs in place is the user's
+        aside = self._config.paths.state / "aside" if is_own else None
         self._collector = Collector(launcher.workdir, self._config.files, self._local, self._lock, aside)
         self._collector.follow(launcher.pids)
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from orch_workers.checkpoint.errors import CheckpointError
 
+OWN_PREFIX = ".orch-"
+"""Names that begin like this are orch's own, and match nothing."""
 FILES_MAX = 10_000
 """Files of one set."""
 ENTRIES_MAX = 200_000
@@ -100,6 +102,7 @@ def _entries(root: str, base: str, budget: list[int]) -> list[os.DirEntry[str]]:
             entries = list(listed)
     except OSError:
         return []
+    entries = [entry for entry in entries if not entry.name.startswith(OWN_PREFIX)]
     budget[0] -= len(entries)
     if budget[0] < 0:
         raise TooManyError(f"checkpoint.files: the folders to be looked into hold over {ENTRIES_MAX} entries")

@@ -17,9 +17,10 @@ from typing import NamedTuple
 from orch_workers.checkpoint.file_records import FileRecord
 from orch_workers.checkpoint.staging import Snapshot
 from orch_workers.files.local import Local, Version
-from orch_workers.files.matching import Signature
+from orch_workers.files.matching import OWN_PREFIX, Signature
 from orch_workers.files.taking import copy
 
+NAME_CHARS_MAX = 200
 ASIDE_MAX = 3
 """Starts whose leftovers are kept, the newest."""
 
@@ -60,7 +61,7 @@ def place(
 
 def _write(file: FileRecord, source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".orch-{os.getpid()}-{target.name}"[:255])
+    beside = target.with_name(f"{OWN_PREFIX}{target.name}"[:NAME_CHARS_MAX])
     try:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
