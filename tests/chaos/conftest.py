@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from support.nodes import Pool
 from support.recovery import Victim, starts
 from support.server import Server
+
+
+@pytest.fixture(scope="module")
+def pool(server: Server) -> Iterator[Pool]:
+    started = Pool(server)
+    try:
+        yield started
+    finally:
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ Which rank it hits changes with the seed; `python -m tests.soak gangs` has all o
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,15 +16,6 @@ from support.recovery import assert_chain_kept, starts
 from support.server import Server
 
 pytestmark = pytest.mark.chaos
-
-
-@pytest.fixture(scope="module")
-def pool(server: Server) -> Iterator[Pool]:
-    started = Pool(server)
-    try:
-        yield started
-    finally:
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,6 @@ from support.recovery import Victim
 from support.server import Server
 
 pytestmark = pytest.mark.chaos
-
-
-@pytest.fixture(scope="module")
-def pool(server: Server) -> Iterator[Pool]:
-    started = Pool(server)
-    try:
-        yield started
-    finally:
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,15 @@ def test_the_working_copy_keeps_what_the_job_wrote(tmp_path):
     assert (folder / "train.py").read_text() == "print(1)"
 
 
+def test_ranks_of_one_machine_make_their_working_copy_together(tmp_path):
+    data, digest = archive(*GOOD, *((f"many/{number}.txt", "x", FILE) for number in range(50)))
+    folder = code.unpack(io.BytesIO(data), digest, tmp_path)
+    workdir = tmp_path / "jobs" / "j" / "workdir"
+    with ThreadPoolExecutor(8) as ranks:
+        assert set(ranks.map(lambda _: code.working_copy(folder, workdir), range(8))) == {workdir}
+    assert len(list((workdir / "many").iterdir())) == 50
+
+
 def test_a_torn_copy_is_made_again_and_other_code_is_copied_over(tmp_path):
     workdir = tmp_path / "workdir"
     (tmp_path / "workdir.partial").mkdir()

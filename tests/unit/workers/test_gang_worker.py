@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from orch_policies.restart import Budgets
+from orch_workers.gang import worker as gang_worker
 from support.gangs import Gang
 from support.server import wait_for
 from support.workers import LIMIT_S
@@ -85,3 +86,15 @@ def test_the_leader_tells_of_all_ranks_and_names_the_slow_one(machine):
     assert second["slower"] > 1.5
     assert second["host"] == first["host"]
     assert second["step_s"] > first["step_s"]
+
+
+def test_it_is_said_that_only_some_ranks_call_orch_training(machine, monkeypatch):
+    monkeypatch.setattr(gang_worker, "SILENT_S", 0.1)
+    gang = Gang(machine, policy=AT_ONCE).start(
+        """
+        job = None if RANK else Trainee()
+        while True:
+            time.sleep(0.01)
+        """
+    )
+    gang.ranks[0].wait_note("rank 1 does not call orch.training() and others do")

@@ -33,6 +33,7 @@ from orch_workers.gang.words import (
     KILLED,
     OVER,
     SUCCEEDED,
+    UP,
     End,
     Leave,
     Place,
@@ -50,6 +51,8 @@ from orch_workers.worker import Worker
 
 ALONE_SHARE = AGREE_SHARE + 0.1
 """Part of the time for leaving after which a rank that hears nothing from its leader leaves by itself."""
+SILENT_S = 60.0
+"""So long after others have begun to train a rank that has not said hello is said to keep nothing."""
 RATE_SPAN_S = 2.0
 """Over so long the time of a step is taken."""
 
@@ -86,6 +89,7 @@ class GangWorker(Worker):
         self._alone_at_s: float | None = None
         self._stop_by_s = 0.0
         self._is_first_here = config.rank == 0
+        self._uneven_since_s: float | None = None
 
     # from other threads
 
@@ -305,6 +309,7 @@ class GangWorker(Worker):
         launcher = self._launcher
         if launcher is None or not self._awaiting_exit:
             return
+        self._say_who_keeps_nothing()
         progress = launcher.progress()
         self._step_time.look(progress.step, progress.monotonic_ns)
         if self._hang_step is not None and progress.step > self._hang_step:
@@ -313,6 +318,21 @@ class GangWorker(Worker):
         if self._alone_at_s is not None and time.monotonic() >= self._alone_at_s and not self._told_to_leave:
             self._alone_at_s = None
             launcher.stop(max(0.0, self._stop_by_s - time.monotonic()))
+
+    def _say_who_keeps_nothing(self) -> None:
+        """Where only some ranks call orch.training, no step is ever complete."""
+        reports = self._member.standing() if self._config.rank == 0 and not self._config.files else []
+        silent = [report.rank for report in reports if report.phase == UP and not report.listens]
+        now_s = time.monotonic()
+        if not silent or not any(report.listens for report in reports):
+            self._uneven_since_s = None
+        elif self._uneven_since_s is None:
+            self._uneven_since_s = now_s
+        elif now_s - self._uneven_since_s > SILENT_S and self._awaiting_exit:
+            self.note(
+                f"rank {silent[0]} does not call orch.training() and others do: no checkpoint can be made, because a "
+                "checkpoint is what all ranks have saved at one step"
+            )
 
     def _state(self) -> dict[str, Any]:
         """The leader tells of all ranks how fast they are, and who is slower than the others."""

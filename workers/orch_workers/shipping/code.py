@@ -80,21 +80,23 @@ def working_copy(code_dir: Path, workdir: Path) -> Path:
     """The job's own copy of `code_dir` (from `unpack`) at `workdir`, for its command to run and write in.
 
     Made once: a copy that stands keeps everything the job has written or changed, so that a replaced agent
-    goes on in the same folder. Other code (another digest) is copied over it, file by file.
+    goes on in the same folder. Other code (another digest) is copied over it, file by file. Ranks of one machine
+    share it: the first one makes it, the others wait.
     """
     marker = workdir.with_name(workdir.name + ".code")
     digest = code_dir.name
-    if workdir.is_dir() and marker.is_file() and marker.read_text() == digest:
-        return workdir
     workdir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if workdir.is_dir():
-        _copy(code_dir, workdir)
-    else:
-        partial = workdir.with_name(workdir.name + ".partial")
-        _remove(partial)
-        _copy(code_dir, partial)
-        partial.rename(workdir)
-    marker.write_text(digest)
+    with _locked(workdir.with_name(workdir.name + ".lock"), LOCK_WAIT_S_MAX):
+        if workdir.is_dir() and marker.is_file() and marker.read_text() == digest:
+            return workdir
+        if workdir.is_dir():
+            _copy(code_dir, workdir)
+        else:
+            partial = workdir.with_name(workdir.name + ".partial")
+            _remove(partial)
+            _copy(code_dir, partial)
+            partial.rename(workdir)
+        marker.write_text(digest)
     return workdir
 
 
