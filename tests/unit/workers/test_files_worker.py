@@ -410,26 +410,3 @@ def test_the_folder_for_scripts_that_take_one(machine):
     )
     assert one.end()["outcome"] == "succeeded"
     assert "goes on from 1" in log_of(one)
-
-
-def test_without_storage_it_goes_on_from_this_machine(machine):
-    from support.workers import Failing
-
-    machine.storage.mood = Failing("blobs")
-    one = run_script(
-        machine,
-        """
-        at = load()
-        save(at + 1)
-        if at == 0:
-            wait("saved")
-        """,
-    )
-    wait_for("version 1 is taken", lambda: newest(one) == 1, 30)
-    machine.waits("saved")
-    one.wait_note("is not in storage yet")
-    kill(one)
-    wait_log(one, "goes on from 1")
-    machine.storage.mood = lambda what, path: None
-    assert one.end()["outcome"] == "succeeded"
-    assert versions(one)[-1] == 2
