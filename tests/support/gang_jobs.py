@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent.parent / "chaos" / "gang_jobs"
 STEPS = 300
 """Of that job, on every rank."""
+SLOWLY = "--set=env.PACE_S=0.02"
+"""So that it still works when what is to happen to it happens."""
 
 
 class GangVictim(Victim):
@@ -30,7 +32,7 @@ class GangVictim(Victim):
 
 
 def process_killed(server: Server, _pool: Pool, undisturbed: bytes, rank: int) -> dict[str, Any]:
-    victim = GangVictim(server)
+    victim = GangVictim(server, SLOWLY)
     victim.wait_checkpoint()
     assert kill(victim.newest("ProcessStarted", rank)["pid"])
     detail = victim.finish()
@@ -44,7 +46,7 @@ def process_killed(server: Server, _pool: Pool, undisturbed: bytes, rank: int) -
 
 
 def agent_killed(server: Server, _pool: Pool, undisturbed: bytes, rank: int) -> dict[str, Any]:
-    victim = GangVictim(server)
+    victim = GangVictim(server, SLOWLY)
     victim.wait_checkpoint()
     assert kill(victim.newest("AgentUp", rank)["pid"])
     detail = victim.finish()
@@ -56,9 +58,9 @@ def agent_killed(server: Server, _pool: Pool, undisturbed: bytes, rank: int) -> 
 
 def preempted(server: Server, _pool: Pool, undisturbed: bytes, _rank: int) -> dict[str, Any]:
     """All save one step that nobody had reached, leave, and go on from it."""
-    victim = GangVictim(server)
+    victim = GangVictim(server, SLOWLY)
     victim.wait_checkpoint()
-    server.cli("preempt", victim.id, "--grace", "20s")
+    server.client().preempt(victim.id, grace_s=20.0)
     detail = victim.finish()
     assert_recovered(detail, kills=1)
     assert starts(detail)[1]["lost_steps"] == 0
@@ -70,7 +72,7 @@ def preempted(server: Server, _pool: Pool, undisturbed: bytes, _rank: int) -> di
 def node_killed(server: Server, pool: Pool, undisturbed: bytes, rank: int) -> dict[str, Any]:
     """The power fails on one of two machines; a third one takes its rank, the other keeps agent and memory."""
     nodes = pool.two()
-    victim = GangVictim(server, ELSEWHERE)
+    victim = GangVictim(server, ELSEWHERE, SLOWLY)
     places = {at: victim.newest("AgentUp", at)["node_id"] for at in (0, 1)}
     assert set(places.values()) == {node.id for node in nodes}, "one rank on each"
     spare = Node(server).ready()

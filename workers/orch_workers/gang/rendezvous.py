@@ -34,14 +34,16 @@ def seats(places: Mapping[int, Place]) -> tuple[Seat, ...]:
     """By rank: its number among the ranks of its machine, how many these are, and the GPUs that it sees.
 
     Scripts take `cuda:LOCAL_RANK`, as torchrun has taught them. So where every rank has one GPU, each of a machine's
-    ranks sees all of these, in the order of their local ranks; where ranks have more of them, each sees its own.
+    ranks sees all of these, in the order of their local ranks; where ranks have more of them, or share one, each sees
+    its own.
     """
     found = []
     for rank, place in sorted(places.items()):
         here = [other for other, where in sorted(places.items()) if where.node == place.node]
         devices = [places[other].devices for other in here]
         shared = place.devices
-        if place.devices is not None and all(_is_one(each) for each in devices):
+        apart = len(set(devices)) == len(devices)  # not where ranks share a GPU
+        if apart and all(_is_one(each) for each in devices):
             shared = ",".join(str(each) for each in devices)
         found.append(Seat(local_rank=here.index(rank), local_world_size=len(here), devices=shared))
     return tuple(found)
