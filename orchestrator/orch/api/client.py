@@ -82,6 +82,10 @@ class Client:
         """`told` gets a sentence when a server that was followed stops answering, and is waited for."""
         self._transport.on_gap = told
 
+    def carry_with(self, carry: Callable[[Callable[[], Any]], Any]) -> None:
+        """`carry` makes each request, and returns or raises what it does."""
+        self._transport.carry = carry
+
     @classmethod
     def find(cls, home: Home, env: Mapping[str, str] | None = None) -> Self:
         """`ORCH_URL` (with `ORCH_TOKEN`, else the home's token), else the server that the home has recorded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -58,6 +59,8 @@ class Transport:
         self._coming_back = coming_back
         self._pool = urllib3.PoolManager(maxsize=4, retries=False)
         self.on_gap: Callable[[str], None] | None = None
+        self.carry: Callable[[Callable[[], urllib3.BaseHTTPResponse]], urllib3.BaseHTTPResponse] = _directly
+        """How a request is made: a program that can be interrupted does it beside its main thread."""
 
     @property
     def url(self) -> str:
@@ -107,7 +110,8 @@ class Transport:
         pause_s, told = RETRY_PAUSE_S, False
         while True:
             try:
-                answer = self._pool.request(
+                request = partial(
+                    self._pool.request,
                     method,
                     f"{self._url}/api/v1{path}{query}",
                     body=data,
@@ -117,6 +121,7 @@ class Transport:
                     preload_content=not stream,
                     decode_content=False,
                 )
+                answer = self.carry(request)
                 if answer.status != 503:
                     return self._accepted(answer, accept)
                 problem = errors.NoServer(
@@ -165,6 +170,10 @@ class Transport:
                 f"the server at {self._url} belongs to another home or user: it refuses the token of this one"
             )
         raise _BY_CODE.get(code, errors.OrchError)(message)
+
+
+def _directly(request: Callable[[], urllib3.BaseHTTPResponse]) -> urllib3.BaseHTTPResponse:
+    return request()
 
 
 def _busy(answer: urllib3.BaseHTTPResponse) -> str:

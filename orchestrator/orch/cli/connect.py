@@ -110,8 +110,10 @@ def _client(target: Target) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _closing(client: Client) -> Iterator[Client]:
+    from orch.cli.interrupting import beside
     from orch.cli.output import say
 
+    client.carry_with(beside)
     client.tell_gaps(lambda why: say(f"orch: {why}; waiting for it"))
     try:
         yield client

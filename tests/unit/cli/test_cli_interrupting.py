@@ -44,7 +44,7 @@ ALONE = "__import__('contextlib').nullcontext()"
 
 def _started(script: str, around: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", script.format(around=around)],
+        [sys.executable, "-c", script.replace("{around}", around)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,6 +73,40 @@ def test_python_alone_loses_it(script: str) -> None:
         process.communicate(timeout=1.0)
     process.kill()
     process.communicate()
+
+
+BESIDE = """
+import os, sys, threading
+from orch.cli.interrupting import beside, heard
+
+never, _ = os.pipe()
+touched = []
+
+def request():
+    try:
+        print("waits", flush=True)
+        os.read(never, 1)
+    except BaseException as error:
+        touched.append(error)
+
+assert beside(lambda: threading.current_thread().name) == "request"
+try:
+    beside(lambda: 1 / 0)
+except ZeroDivisionError:
+    pass
+try:
+    with heard():
+        beside(request)
+except KeyboardInterrupt:
+    print("left", touched)
+"""
+
+
+def test_a_request_is_left_alone_when_its_verb_is_interrupted() -> None:
+    """In a library that is interrupted a lock may stay locked, and the way out waits for it."""
+    process = _started(BESIDE, "")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=LIMIT_S) == ("left []\n", "")
 
 
 HANDLED = """
