@@ -116,6 +116,8 @@ class Rank:
                 self.finished("left")
             elif leave.step and self.settled:
                 self.word, self.stop_word = leave.step, True
+                # It may wait for one that has left already; its agent ends it when the time is up.
+                self.world.after(leave.left_s, lambda: self.ended(FAILED) if self.alive else None)
             else:
                 self.ended(FAILED)
 
@@ -244,6 +246,9 @@ class World:
         at_s = max(self._free_s.get(id(rank), 0.0), self.clock.now_s + self.random.uniform(0, 0.06))
         self._free_s[id(rank)] = at_s
         self._put(at_s, lambda: None if rank.dead else act())
+
+    def after(self, delay_s: float, act: Callable[[], None]) -> None:
+        self._put(self.clock.now_s + delay_s, act)
 
     def send(self, rank: int, message: Mapping[str, Any]) -> None:
         for _ in range(self.random.choice((1, 1, 1, 2))):
