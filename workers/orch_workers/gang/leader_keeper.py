@@ -110,9 +110,8 @@ class LeaderKeeper(GangKeeper):
             points = [point[:2] for point in reader.points_of(self.catalog)]
             newest = points[0][1] if points else -1
             if chain is not None:
-                rest = [
-                    w for w in set().union(*held) if w[1] > newest and w not in refused and chain.admits(*w)
-                ]
+                anywhere: set[Where] = set().union(*held)
+                rest = [w for w in anywhere if w[1] > newest and w not in refused and chain.admits(*w)]
                 points = [*(where for where in rest if self._completes(where)), *points]
             reach = max([step for _, step in (*points, *common)], default=0)
             if reach < self._committed_step and not refused and lists <= LISTS_MAX:
