@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from support.server import wait_for
 
 LIMIT_S = 30.0
 
@@ -54,6 +57,12 @@ def _started(script: str, around: str) -> subprocess.Popen[str]:
     return process
 
 
+def _sleeps(pid: int) -> bool:
+    """Its main thread."""
+    stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
+
+
 @pytest.mark.parametrize("script", [LOST_IN_A_FINALIZER, LOST_BEFORE_A_CALL], ids=["finalizer", "call"])
 def test_it_is_heard_all_the_same(script: str) -> None:
     process = _started(script, "heard()")
@@ -68,6 +77,9 @@ def test_python_alone_loses_it(script: str) -> None:
     """Else the test above would prove nothing."""
     process = _started(script, ALONE)
     if script is LOST_BEFORE_A_CALL:
+        wait_for(
+            "it sleeps in the call", lambda: _sleeps(process.pid), LIMIT_S
+        )  # a moment earlier it would hear it
         process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=1.0)

@@ -34,7 +34,7 @@ def examine(stream: IO[bytes]) -> tuple[str, str, Any]:
             if kind == "keras":
                 return kind, _keras_problem(archive, names), None
             return kind, "", None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
         return "zip", f"it is no whole zip file ({error})", None
 
 
