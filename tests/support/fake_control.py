@@ -11,6 +11,7 @@ from orch.control.home import Home
 from orch.control.jobrecord import StoredJob
 from orch.control.lifecycle import advance
 from orch.control.logfiles import read_logs
+from orch.control.metrics import Metrics
 from orch.control.recovering import put_back, set_secrets
 from orch.control.rows import NewJob
 from orch.control.secrets import SecretBox
@@ -159,6 +160,9 @@ class FakeControlService:
 
     def server_status(self) -> Document:
         return {"pid": 1, "jobs": self.store.count_by_state(), "store": self.store.description}
+
+    def metrics(self) -> bytes:
+        return Metrics(self.store, list, "1").text()
 
     def stop(self) -> Document:
         self.stopped = True

@@ -25,6 +25,7 @@ from orch.api.models import (
     parse_submission,
 )
 from orch.api.streams import download, log_answer, receive_code, wait_for
+from orch.control.metrics import CONTENT_TYPE
 from orch.control.service import ControlService, JobQuery, LogQuery
 from orch.control.views import parse_time_us
 from orch.model import errors
@@ -60,6 +61,7 @@ def create_app(service: ControlService, token: str, hosts: Iterable[str] = ()) -
     app.add_exception_handler(Exception, _unknown_error)
     for router in (_jobs_routes(service), _stream_routes(service), _server_routes(service)):
         app.include_router(router, prefix="/api/v1")
+    app.include_router(_metrics_route(service))  # where Prometheus looks for it
     return Gate(app, token, hosts)
 
 
@@ -187,6 +189,16 @@ def _server_routes(service: ControlService) -> APIRouter:
     @routes.post("/server/stop")
     def stop() -> JSONResponse:
         return JSONResponse({"version": 1, "server": service.stop()})
+
+    return routes
+
+
+def _metrics_route(service: ControlService) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        return Response(service.metrics(), media_type=CONTENT_TYPE)
 
     return routes
 

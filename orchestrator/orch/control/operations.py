@@ -17,6 +17,7 @@ from orch.control.controller import Controller
 from orch.control.cordons import request_of
 from orch.control.jobrecord import StoredJob, job_record
 from orch.control.logfiles import read_logs
+from orch.control.metrics import Metrics
 from orch.control.protection import imports_orch
 from orch.control.recovering import put_back, set_secrets
 from orch.control.rows import NewJob
@@ -72,6 +73,7 @@ class Operations:
         self._started_us = now_us()
         self._random = random.SystemRandom()
         self._submitting = threading.Lock()
+        self._metrics = Metrics(self._store, controller.cluster.nodes, version)
 
     @property
     def bell(self) -> Bell:
@@ -360,6 +362,9 @@ class Operations:
             "nodes": [asdict(node) for node in self._controller.cluster.nodes()],
             "jobs": self._store.count_by_state(),
         }
+
+    def metrics(self) -> bytes:
+        return self._metrics.text()
 
     def stop(self) -> Document:
         saved = self._controller.save_all(STOP_SAVE_LIMIT_S)

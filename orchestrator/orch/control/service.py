@@ -252,6 +252,10 @@ class ControlService(Protocol):
         """`{"version", "pid", "started", "ray_address", "store", "store_trouble", "nodes": […], "jobs": {…}}`."""
         ...
 
+    def metrics(self) -> bytes:
+        """Prometheus' text format (`orch.control.metrics`)."""
+        ...
+
     def stop(self) -> Document:
         """Has the agents save what they hold and ends the control plane; jobs go on at the next start."""
         ...

@@ -255,6 +255,12 @@ class Store:
         query = select(table).where(table.c.job == job, table.c.seq > after)
         return self._rows(query.order_by(table.c.seq).limit(min(limit, EVENTS_MAX)), EventRow)
 
+    def events_of(self, types: Sequence[str], *, after: int = 0, limit: int = EVENTS_MAX) -> list[EventRow]:
+        """Of every job, in the order they were written down."""
+        table = schema.events
+        query = select(table).where(table.c.seq > after, table.c.type.in_(types))
+        return self._rows(query.order_by(table.c.seq).limit(min(limit, EVENTS_MAX)), EventRow)
+
     def progress(self, jobs: Sequence[str], *, rank: int = 0) -> dict[str, ProgressRow]:
         table = schema.progress
         query = select(table).where(table.c.job.in_(jobs), table.c.rank == rank)

@@ -25,6 +25,7 @@ __all__ = [
     "job_events",
     "job_list",
     "json_safe",
+    "ledger",
     "parse_time_us",
 ]
 
@@ -59,7 +60,7 @@ def job_detail(store: Store, job: str, *, now_us: int) -> Document:
     return summary | {
         "flags": [*summary["flags"], *(["INEXACT"] if lifecycle.get("inexact") else [])],
         "reason": row.reason,
-        "ledger": {f"{name}_s": spent_us / 1e6 for name, spent_us in _ledger(row, now_us).items()},
+        "ledger": {f"{name}_s": spent_us / 1e6 for name, spent_us in ledger(row, now_us).items()},
         "attempts": _attempts(store.attempts(job), store.restarts(job)),
         "checkpoints": [_checkpoint(checkpoint) for checkpoint in store.checkpoints(job)],
         "charges": _counts(lifecycle.get("charges")),
@@ -169,11 +170,11 @@ def _summary(
         "metrics": json_safe(progress.metrics) if progress else {},
         "steps_per_s": json_safe(progress.steps_per_s) if progress and running else None,
         "last_checkpoint": last,
-        "goodput": _rounded(goodput.goodput(_ledger(row, now_us))),
+        "goodput": _rounded(goodput.goodput(ledger(row, now_us))),
     }
 
 
-def _ledger(row: JobRow, now_us: int) -> dict[str, int]:
+def ledger(row: JobRow, now_us: int) -> dict[str, int]:
     """Where the time went, by bucket; the buckets sum to submit → end (or now)."""
     us: dict[str, int] = dict.fromkeys(goodput.BUCKETS, 0)
     of_states = any(name not in us for name in row.spent_us)

@@ -41,6 +41,15 @@ def test_server_status_and_stop(api: Api, control: FakeControlService) -> None:
     assert control.stopped
 
 
+def test_metrics_for_prometheus(server: ApiServer, api: Api) -> None:
+    submit(api)
+    root = Api(server.url)
+    answer = root("GET", "/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    assert b'orch_jobs{state="QUEUED"} 1.0' in answer.data
+    assert root.error("GET", "/metrics", Authorization="Bearer wrong")[0] == 401
+
+
 # News
 
 
