@@ -54,7 +54,7 @@ _Number = Annotated[int, Query(ge=0, le=OFFSET_MAX)]
 
 def create_app(service: ControlService, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
     """The API of `service`, for whoever has `token`. `hosts`: more names it is reached under."""
-    app = FastAPI(title="orch", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="orch", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(errors.OrchError, _known_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
@@ -252,7 +252,9 @@ def _bad_request(_request: Request, error: Exception) -> Response:
 def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = "not_found" if error.status_code == 404 else errors.WrongUse.code
-    return _error(error.status_code, code, str(error.detail))
+    answer = _error(error.status_code, code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _unknown_error(_request: Request, _error_met: Exception) -> Response:

@@ -3,6 +3,7 @@
 Plain ASGI, so that streams stay streams.
 """
 
+import asyncio
 import hmac
 import json
 import logging
@@ -13,14 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orch.api.limits import BODY_BYTES_MAX, BODY_LIMIT_S, CODE_BYTES_MAX, PAUSE_LIMIT_S
+
 _log = logging.getLogger("orch.api")
 
 API_VERSION = "1"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-BODY_BYTES_MAX = 8 << 20
-"""A request other than an upload."""
-CODE_BYTES_MAX = 2 << 30
-"""A shipped workdir; packing refuses sooner."""
 _CODE_PATH = "/api/v1/code/"
 
 
@@ -44,7 +43,7 @@ class Gate:
             await answer.refuse(*refusal)
             return
         try:
-            await self._app(scope, _limited(receive, _limit_of(scope)), answer)
+            await self._app(scope, _limited(receive, scope), answer)
         except ClientDisconnect:
             return
         except Exception:
@@ -124,18 +123,35 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdigit() else host
 
 
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["method"] == "PUT" and scope["path"].startswith(_CODE_PATH))
+
+
 def _limit_of(scope: Scope) -> int:
-    return CODE_BYTES_MAX if scope["path"].startswith(_CODE_PATH) else BODY_BYTES_MAX
+    return CODE_BYTES_MAX if _is_upload(scope) else BODY_BYTES_MAX
 
 
-def _limited(receive: Receive, limit_bytes: int) -> Receive:
-    """A body without a Content-Length is counted as it comes."""
-    seen = 0
+def _limited(receive: Receive, scope: Scope) -> Receive:
+    """A body is counted as it comes, and waited for so long."""
+    limit_bytes, upload = _limit_of(scope), _is_upload(scope)
+    seen, whole = 0, False
+    since: float | None = None
 
     async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole, since
+        if whole:
+            return await receive()  # whoever asks now waits for the client to go away
+        now = asyncio.get_running_loop().time()
+        since = now if since is None else since
+        left_s = PAUSE_LIMIT_S if upload else BODY_LIMIT_S - (now - since)
+        try:
+            message = await asyncio.wait_for(receive(), left_s)
+        except TimeoutError:
+            raise HTTPException(
+                408, "the request came too slowly; send it again", {"Connection": "close"}
+            ) from None
         seen += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
         if seen > limit_bytes:
             raise HTTPException(413, f"the request is larger than {limit_bytes} bytes")
         return message

@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from orch.api.gate import CODE_BYTES_MAX
+from orch.api.limits import CODE_BYTES_MAX
 from orch.control.service import ControlService, Download, LogChunk, LogQuery
 from orch.control.views import format_time
 from orch.model.errors import WrongUse

@@ -12,12 +12,15 @@ import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from orch.model.addresses import forbidden_host, hosts_in
 from orch.model.problems import Problem, near_match, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "NO_STORAGE",
+    "OPENED",
     "STORAGE_ALLOWED",
     "check_storage_options",
     "check_storage_url",
@@ -28,6 +31,10 @@ __all__ = [
 STORAGE_ALLOWED = "an absolute path, or a URL of file, s3, gs, gcs, az or abfs"
 
 _PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+_UNFENCED = ("adl", "dbfs", "hdfs", "jfs", "lakefs", "oci", "oss", "sftp", "smb", "ssh", "tos")
+"""Only with `checkpoint.unfenced`. None of them follows a redirect of HTTP to a machine that nobody named."""
+OPENED = frozenset((*_PROTOCOLS, *_UNFENCED, "memory"))
+"""What the checkpoint engine opens at all; memory is for programs that try things out."""
 _NEVER = {
     "memory": "is lost with the process that holds it",
     "http": "cannot be written to",
@@ -48,9 +55,10 @@ _EXTRAS = {
 }
 _EXTRA_OF = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 
+NO_STORAGE = "is an address of the machine itself (link-local, or a cloud's metadata service), and no storage"
+
 _URL_CHARS_MAX = 1024
 _URL = re.compile(r"([^/:]*)://(.*)", re.DOTALL)
-_PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]*")
 _BUCKET = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(?::[0-9]{1,5})?")
 
 # A secret in a job file would be kept in the store and shown by status; `secrets` is the place for it.
@@ -93,12 +101,14 @@ def _url_problem(url: str, *, unfenced: bool) -> tuple[str, str | None] | None:
     protocol, rest = found[1], found[2]
     if protocol in _NEVER:
         return f"{protocol}:// {_NEVER[protocol]}", None
-    known = protocol in _PROTOCOLS
-    if not known and not (unfenced and _PROTOCOL.fullmatch(protocol)):
+    if protocol in _UNFENCED:
+        if not unfenced:
+            hint = "; `checkpoint.unfenced: true` accepts that two writers could overwrite each other"
+            return f"{shown(protocol)} is not known to refuse overwriting a file{hint}", None
+    elif protocol not in _PROTOCOLS:
         near = near_match(protocol, _PROTOCOLS)
-        hint = "; `checkpoint.unfenced: true` accepts that two writers could overwrite each other"
-        reason = f"{shown(protocol)} is not known to refuse overwriting a file{hint if not near else ''}"
-        return reason, f"{near}://{rest}" if near else None
+        more = "" if near or unfenced else f" (with `checkpoint.unfenced: true` also {', '.join(_UNFENCED)})"
+        return f"{shown(protocol)} is no protocol that orch opens{more}", f"{near}://{rest}" if near else None
     if protocol == "file":
         return _path_problem(rest)
     return _remote_problem(protocol, rest)
@@ -112,6 +122,10 @@ def _remote_problem(protocol: str, rest: str) -> tuple[str, str | None] | None:
         return f"names no bucket after {protocol}://", None
     if not _BUCKET.fullmatch(bucket):
         return f"{shown(bucket)} can be no bucket", None
+    host = bucket.rpartition("@")[2].partition(":")[0]
+    # A bucket's name is no host: one that is called `metadata` may be.
+    if (protocol in _UNFENCED or "@" in bucket) and forbidden_host(host):
+        return f"{shown(host)} {NO_STORAGE}", None
     if any(character in prefix for character in "?#*[]\\ "):
         return "has characters that no prefix may have (space, ? # * [ ] \\)", None
     segments = prefix.removesuffix("/").split("/")
@@ -134,8 +148,14 @@ def _path_problem(path: str) -> tuple[str, str | None] | None:
 
 
 def check_storage_options(options: dict[str, Any]) -> list[Problem]:
-    """Options for the file system: no secrets (they go to `secrets`) and no numbers that JSON cannot hold."""
-    problems = []
+    """Options for the file system: no secrets (they go to `secrets`), no numbers that JSON cannot hold, and no
+    machine that is no storage.
+    """
+    problems = [
+        Problem(f"the option {shown(key)}: {shown(host)} {NO_STORAGE}")
+        for key, host in hosts_in(options)
+        if forbidden_host(host)
+    ]
     for key, value in _walk(options):
         if _SECRET_OPTION.fullmatch(key) and value is not None:
             message = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orch.api.gate import BODY_BYTES_MAX
+from orch.api.limits import BODY_BYTES_MAX
 from orch.api.serve import ApiServer
 from orch.model.errors import NoServer
 from support.fake_control import FakeControlService

@@ -197,7 +197,9 @@ def test_a_storage_is_not_pickled(storage):
     ("url", "options", "reason"),
     [
         ("simplecache::http://127.0.0.1/", {}, "chained"),
-        ("http://127.0.0.1/x", {}, "cannot prove that http"),
+        ("http://127.0.0.1/x", {}, "no protocol that orch opens"),
+        ("file+x://127.0.0.1/x", {}, "no protocol that orch opens"),
+        ("sftp://127.0.0.1/x", {}, "cannot prove that sftp"),
         ("memory://x", {}, "cannot prove that memory"),
         ("s3://", {}, "names no bucket"),
         ("/tmp/x", {"endpoint_url": "x"}, "no options"),

@@ -53,10 +53,11 @@ REFUSED = {
     "memory://x": "is lost",
     "reference://x": "cannot be written to",
     "simplecache://x": "wraps",
-    "s4://bucket": "not known to refuse overwriting",
-    "S3://bucket": "not known to refuse overwriting",
+    "s4://bucket": "no protocol that orch opens",
+    "S3://bucket": "no protocol that orch opens",
     "sftp://host/x": "not known to refuse overwriting",
-    "://x": "not known to refuse overwriting",
+    "webhdfs://host/x": "no protocol that orch opens",
+    "://x": "no protocol that orch opens",
 }
 
 
@@ -74,10 +75,27 @@ def test_near_matches():
     assert check_storage_url("s3:/bucket/x")[0].near == "s3://bucket/x"
 
 
-def test_unfenced_accepts_what_is_unknown_but_not_what_is_dangerous():
-    assert check_storage_url("sftp://host/x", unfenced=True) == []
-    for url in ("http://host/x", "memory://x", "simplecache::s3://b", "-x://host/y", "sftp://host/../x"):
-        assert check_storage_url(url, unfenced=True)
+def test_unfenced_accepts_what_may_overwrite_but_not_what_is_dangerous():
+    for url in ("sftp://host/x", "smb://me@host:445/x", "hdfs://namenode:8020/x"):
+        assert check_storage_url(url, unfenced=True) == []
+    for url in (
+        "http://host/x",
+        "memory://x",
+        "simplecache::s3://b",
+        "-x://host/y",
+        "sftp://host/../x",
+        "webhdfs://host/x",  # follows redirects
+        "unheard-of://host/x",
+        "sftp://169.254.169.254/x",
+        "sftp://me@metadata.google.internal/x",
+        "ssh://0xa9fea9fe/x",
+        "abfs://container@169.254.169.254/x",
+    ):
+        assert check_storage_url(url, unfenced=True), url
+
+
+def test_a_bucket_is_no_host():
+    assert check_storage_url("s3://metadata/x") == []
 
 
 def test_splitting():
@@ -108,6 +126,65 @@ def test_harmless_options():
         "secret": None,
     }
     assert check_storage_options(options) == []
+
+
+LINK_LOCAL = (
+    "http://169.254.169.254",
+    "https://169.254.169.254:443/latest",
+    "http://169.254.170.2",
+    "http://user:word@169.254.169.254/",
+    "http://2852039166",
+    "http://0xA9FEA9FE/",
+    "http://0251.0376.0251.0376",
+    "http://169.254.43518",
+    "http://169.16689662./",
+    "http://[fe80::1]",
+    "http://[fe80::1%25eth0]:80",
+    "http://[::ffff:169.254.169.254]:80/",
+    "http://[::ffff:a9fe:a9fe]",
+    "http://[64:ff9b::a9fe:a9fe]",
+    "http://[2002:a9fe:a9fe::1]",
+    "http://[fd00:ec2::254]",
+    "http://METADATA.google.internal.",
+    "http://168.63.129.16",
+    "http://100.100.100.200",
+    "//169.254.169.254/x",
+)
+
+
+@pytest.mark.parametrize("address", LINK_LOCAL)
+def test_no_option_leads_to_the_machine_itself(address):
+    for options in (
+        {"endpoint_url": address},
+        {"client_kwargs": {"endpoint_url": address}},
+        {"config_kwargs": {"proxies": {"http": address}}},
+        {"a": [[{"b": address}]]},
+    ):
+        (problem,) = check_storage_options(options)
+        assert "no storage" in problem.message
+
+
+def test_hosts_without_a_url():
+    for options in ({"host": "169.254.169.254"}, {"account_host": "metadata"}, {"x": "169.254.169.254:80"}):
+        assert check_storage_options(options), options
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:9000",
+        "https://10.0.0.5",
+        "http://[::1]:9000",
+        "https://s3.eu-central-1.amazonaws.com",
+        "http://169.253.1.1",
+        "http://2130706433",
+        "http://metadata.example.org",
+        "http://1.2.3.4.5",
+        "http://[oops",
+    ],
+)
+def test_private_addresses_are_storages(address):
+    assert check_storage_options({"endpoint_url": address}) == []
 
 
 def test_options_are_json():

@@ -26,6 +26,8 @@ _REFUSED_BY_CLIENT = {
 
 def translated(error: BaseException, what: str) -> StorageError:
     """`what` begins the sentence: "cannot read s3://bucket/object"."""
+    if (ours := _refused_by_us(error)) is not None:
+        return StorageRefused(f"{what}: {ours}")
     status, code = status_of(error), _code_of(error)
     sentence = f"{what}: {str(error) or type(error).__name__}"
     if isinstance(error, FileExistsError) or status == 412:
@@ -38,6 +40,18 @@ def translated(error: BaseException, what: str) -> StorageError:
     if refused or type(error).__name__ in _REFUSED_BY_CLIENT:
         return StorageRefused(sentence)
     return StorageUnavailable(sentence)
+
+
+def _refused_by_us(error: BaseException) -> StorageRefused | None:
+    """Where the client met a refusal of orch's own (`reaching.guard`) and wrapped it."""
+    seen: BaseException | None = error
+    for _ in range(CAUSES_MAX):
+        if seen is None:
+            break
+        if isinstance(seen, StorageRefused):
+            return seen
+        seen = getattr(seen, "kwargs", {}).get("error") or seen.__cause__ or seen.__context__
+    return None
 
 
 def status_of(error: BaseException) -> int | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from orch.model.storage_url import OPENED
 from orch_workers.checkpoint.client_errors import status_of, translated
 from orch_workers.checkpoint.errors import AlreadyExists, NotFound, StorageRefused
 from orch_workers.checkpoint.objects import Entry, Storage, checked_path
+from orch_workers.checkpoint.reaching import assert_allowed, guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,7 +164,9 @@ def open_storage(
     """
     if "::" in url:
         raise StorageRefused(f"{url}: chained URLs are not accepted")
-    protocol = urlsplit(url).scheme if "://" in url else "file"
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    if protocol not in OPENED:
+        raise StorageRefused(f"{url}: {protocol!r} is no protocol that orch opens")
     given = dict(options or {})
     if protocol == "file":
         if given:
@@ -179,6 +183,7 @@ def open_storage(
             f"both commit "
             f"the same checkpoint; use a path or s3://, or set checkpoint.unfenced: true to accept that"
         )
+    assert_allowed(url, given)
     return _open_other(url, protocol, given)
 
 
@@ -193,8 +198,11 @@ def _open_s3(url: str, options: dict[str, Any], env: Mapping[str, str], *, unfen
 
         if not bucket:
             raise StorageRefused(f"{url}: names no bucket; write s3://bucket/prefix")
+        assert_allowed(url, options)
         if set(options) <= s3.OPTIONS:
-            return s3.S3Storage(s3.open_client(options), bucket, prefix, unfenced=unfenced)
+            client = s3.open_client(options)
+            guard(client)
+            return s3.S3Storage(client, bucket, prefix, unfenced=unfenced)
         return _open_s3fs(f"{bucket}/{prefix}".rstrip("/"), options, unfenced=unfenced)
     except ImportError as error:
         raise StorageRefused(f"{url}: needs s3fs; install it with: pip install 'orch[s3]'") from error
