@@ -34,8 +34,9 @@ def answering(status, headers):
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", "2")
             self.end_headers()
+            self.wfile.write(b"no")
 
         def log_message(self, *_):
             pass
@@ -116,9 +117,13 @@ def test_nothing_is_sent_where_a_name_has_come_to_lead_elsewhere(monkeypatch):
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirects_lead_nowhere(status, monkeypatch):
-    with answering(200, {}) as (there, reached), answering(status, {"Location": f"{there}/x"}) as (url, seen):
-        with opened(url) as storage, pytest.raises((StorageUnavailable, StorageRefused)):
-            storage.read("a")
+    with (
+        answering(200, {}) as (there, reached),
+        answering(status, {"Location": f"{there}/x"}) as (url, seen),
+        opened(url) as storage,
+        pytest.raises((StorageUnavailable, StorageRefused)),
+    ):
+        storage.read("a")
     assert seen
     assert reached == []
 
