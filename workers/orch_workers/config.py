@@ -70,6 +70,8 @@ class WorkerConfig:
     """Patterns of files that the script writes as its own checkpoints; with them nothing else is kept."""
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Names and the expressions that find their numbers in lines of the log."""
+    python: Mapping[str, str | None] = field(default_factory=dict)
+    """`{"requirements", "version"}` of the job's own Python environment; empty: that of the machine."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
 
@@ -136,6 +138,16 @@ class WorkerPaths:
     def guards(self) -> tuple[Path, Path]:
         """Where the guards of training process and standby keep their locks; the two take turns."""
         return self.state, self.state / "standby"
+
+    @property
+    def builds(self) -> Path:
+        """Where the guard of what builds the job's Python environment keeps its lock."""
+        return self.state / "environment"
+
+    @property
+    def environments(self) -> Path:
+        """Of all jobs of this machine."""
+        return self.node_root / "environments"
 
     @property
     def workdir(self) -> Path:

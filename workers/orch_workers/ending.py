@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orch.model.generation import Generation
+from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
+from orch_workers.errors import SecretsUnavailableError, UnbuildableError
 from orch_workers.keeper import Keeper
+from orch_workers.shipping.code import CodeError
 from orch_workers.shipping.deliver import Delivery
 from orch_workers.shipping.outputs import OutputsError
 from orch_workers.stops import Stop
@@ -18,6 +22,20 @@ DRAIN_LIMIT_S = 20.0
 """How long the newest snapshot may take to reach storage when the job was told to stop."""
 DRAIN_SLICE_S = 0.5
 OUTPUTS_RETRY_S = 2.0
+
+
+def end_of(error: Exception, stop: Stop) -> dict[str, Any] | None:
+    """What `error` means for its worker, as the fields of its end: an order to stop, or what a person must mend. None:
+    a fault of ours.
+    """
+    match error:
+        case InterruptedError():
+            return {"outcome": stop.outcome, "reason": stop.reason or str(error)}
+        case CheckpointError() | StorageRefused() | CodeError() | SecretsUnavailableError():
+            return {"outcome": "blocked", "reason": str(error)}
+        case UnbuildableError(outcome=outcome, tail=tail):
+            return {"outcome": outcome, "reason": str(error), "traceback": tail or None}
+    return None
 
 
 class Homecoming:

@@ -17,7 +17,7 @@ def sweep_job(paths: WorkerPaths) -> None:
 
     Logs stay: they are what a person reads afterwards.
     """
-    for place in paths.guards:
+    for place in (*paths.guards, paths.builds):
         if place.exists():
             wait_predecessor(place, PROCESSES_LIMIT_S)
     for folder in _places(paths):

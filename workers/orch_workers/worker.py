@@ -18,11 +18,10 @@ from typing import Any
 
 from orch.model.events import CheckpointCommitted, ProcessStarted, Restored, WorkerEnded
 from orch.model.generation import Generation
-from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
-from orch_workers.ending import Homecoming
-from orch_workers.errors import SecretsUnavailableError
+from orch_workers.ending import Homecoming, end_of
+from orch_workers.environments.own import Around, own_environment
 from orch_workers.exits import Exit
 from orch_workers.files.keeper import FilesKeeper
 from orch_workers.hangs import Hang, HangWatch
@@ -37,7 +36,6 @@ from orch_workers.process.sampling import Sampler
 from orch_workers.process.stacks import read_stacks
 from orch_workers.recovery import Recovery
 from orch_workers.reports import Reports
-from orch_workers.shipping.code import CodeError
 from orch_workers.stops import Stop
 from orch_workers.telling import Telling
 from orch_workers.written import read_down, write_down
@@ -144,11 +142,11 @@ class Worker:
         """What a person must mend blocks the job; a fault of ours costs this agent, never the job its state."""
         try:
             call()
-        except InterruptedError as error:
-            self._end(self._stop.outcome, self._stop.reason or str(error))
-        except (CheckpointError, StorageRefused, CodeError, SecretsUnavailableError) as error:
-            self._end("blocked", str(error))
-        except Exception:
+        except Exception as error:
+            end = end_of(error, self._stop)
+            if end is not None:
+                self._end(**end)
+                return
             log.exception("the agent met a fault of its own and gives up")
             self._log.tell(f"orch: the agent met a fault of its own and goes:\n{traceback.format_exc()}")
             self._give_up()
@@ -171,6 +169,8 @@ class Worker:
         elif done is not None:
             self._end("succeeded", "the command exited with code 0", exit_code=0, step=done["step"])
         elif not self.stopping.is_set():
+            around = Around(self._log, self.note, self.stopping, has_trained=self._ledger.highest_step > 0)
+            self._launcher.own = own_environment(self._config, secrets, self._launcher.workdir, around)
             self._ready()
 
     def _make_keeper(self, secrets: Mapping[str, str]) -> Keeper:

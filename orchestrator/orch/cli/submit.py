@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -127,11 +127,27 @@ def local_problems(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | 
     from orch.model.jobfile import missing_extra
 
     problems = list(plan.problems) if plan else []
+    problems += _requirements_problems(loaded, plan)
     storage = loaded.spec.checkpoint.storage
     if storage is not None and find_target(cluster).kind == "home":
         missing = missing_extra(storage.url)
         problems += [missing] if missing else []
     return problems
+
+
+def _requirements_problems(loaded: "LoadedJob", plan: "PackPlan | None") -> list["Problem"]:
+    """The agents build the environment from what is shipped; that it is shipped is known here already."""
+    from orch.model.problems import Problem
+
+    python = loaded.spec.python
+    if plan is None or plan.problems or python is None or python.requirements is None:
+        return []
+    name = str(PurePosixPath(python.requirements))
+    if any(entry.path == name for entry in plan.files):
+        return []
+    is_there = (plan.workdir / name).exists()
+    why = "is left out by .gitignore or .orchignore" if is_there else f"is not in the workdir {plan.workdir}"
+    return [Problem(f"{name} {why}", path="python.requirements")]
 
 
 def ship(client: "Client", plan: "PackPlan | None", shown: "Progress") -> Document | None:

@@ -116,5 +116,6 @@ def agent_config(
         lease_s=lease_s,
         files=spec.checkpoint.files,
         metrics=dict(spec.metrics),
+        python={} if spec.python is None else spec.python.model_dump(mode="json"),
         policy=dict(command.policy),
     )

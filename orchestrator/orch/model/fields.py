@@ -130,6 +130,18 @@ def _pattern(value: str) -> str:
 Pattern = Annotated[str, _text(), AfterValidator(_pattern)]
 
 
+PYTHON_OLDEST = (3, 8)
+"""Of the training side (orch_workers.training)."""
+_PYTHON = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?")
+
+
+def python_version(value: str) -> str:
+    found = _PYTHON.fullmatch(value)
+    if not found or (int(found[1]), int(found[2])) < PYTHON_OLDEST or found[1] != "3":
+        refuse(f"{shown(value)} is no version that jobs can have", allowed='3.8 or newer, such as "3.11"')
+    return value
+
+
 def _variable(value: str) -> str:
     if not _VARIABLE.fullmatch(value):
         refuse(

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+)
 
 from orch.model import fields, ids
 from orch.model.problems import Problem, shown
@@ -61,9 +70,11 @@ class _Model(BaseModel):
 
 
 class PythonSpec(_Model):
-    """An own Python environment for the job, built once per content and cached."""
+    """An own Python environment for the job, built once per content and machine."""
 
-    requirements: fields.Text
+    version: Annotated[str, AfterValidator(fields.python_version)] | None = None
+    """Of the interpreter, such as "3.11" (in quotes). Default: the one that orch runs in."""
+    requirements: fields.Pattern | None = None
     """A requirements.txt, relative to the workdir."""
 
 
@@ -111,6 +122,12 @@ class Every(_Model):
     """After so much time."""
     epochs: Annotated[int, fields.whole(1, STEPS_MAX)] | None = None
     """After so many epochs."""
+
+
+def _python(value: PythonSpec) -> PythonSpec:
+    if value.requirements is None and value.version is None:
+        fields.refuse("names nothing", allowed="requirements, version, or both")
+    return value
 
 
 def _every(value: object) -> object:
@@ -284,7 +301,7 @@ class JobSpec(_Model):
     """Environment variables of the command."""
     secrets: fields.SecretNames = ()
     """Names of environment variables whose values are taken at submit, encrypted, and never shown."""
-    python: PythonSpec | None = None
+    python: Annotated[PythonSpec, AfterValidator(_python)] | None = None
     """An own Python environment."""
     resources: Resources = Resources()
     """How many workers, and the GPUs, CPU cores and memory of each."""
@@ -353,11 +370,5 @@ def unsupported(spec: JobSpec) -> list[Problem]:
 
 
 def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
-    if spec.python is not None:
-        yield (
-            "python",
-            "an own Python environment for a job",
-            "install the packages where orch is, or begin `run` with the path of another interpreter",
-        )
     if spec.resources.workers > 1 and spec.restart.on_nan == "rollback":
         yield "restart.on_nan", "rolling back a job of more than one worker", "leave it at `stop`"

@@ -150,9 +150,10 @@ def test_submit_names_every_problem_at_once(api: Api) -> None:
 
 
 def test_submit_refuses_what_this_version_cannot_do(api: Api) -> None:
-    status, code, message = api.error("POST", "/jobs", {"spec": SPEC | {"python": {"requirements": "r.txt"}}})
+    asked = SPEC | {"resources": {"workers": 2}, "restart": {"on_nan": "rollback"}}
+    status, code, message = api.error("POST", "/jobs", {"spec": asked})
     assert (status, code) == (400, "wrong_use")
-    assert "own Python environment" in message
+    assert "rolling back" in message
 
 
 def test_submit_refuses_what_can_never_be_placed(api: Api, control: FakeControlService) -> None:

@@ -102,6 +102,19 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_started(api, cli, workd
     assert api.service.jobs(_all()) == []
 
 
+def test_requirements_that_would_not_be_shipped_are_refused_here(api, cli, workdir):
+    (workdir / "job.yaml").write_text("run: python train.py\npython: {requirements: needs.txt}\n")
+    said = cli.refused(WrongUse, "submit", str(workdir / "job.yaml"))
+    assert "python.requirements: needs.txt is not in the workdir" in said
+    (workdir / "needs.txt").write_text("numpy\n")
+    (workdir / ".orchignore").write_text("needs.txt\n")
+    said = cli.refused(WrongUse, "submit", str(workdir / "job.yaml"))
+    assert "needs.txt is left out by .gitignore or .orchignore" in said
+    (workdir / ".orchignore").unlink()
+    cli.ok("submit", str(workdir / "job.yaml"))
+    assert submitted(api)["spec"]["python"] == {"version": None, "requirements": "needs.txt"}
+
+
 def test_problems_of_the_workdir_and_secrets_are_told_together(api, cli, workdir, monkeypatch):
     monkeypatch.chdir(workdir)  # a socket's path is short
     monkeypatch.delenv("NO_SUCH_SECRET", raising=False)

@@ -126,14 +126,39 @@ def test_the_name_is_that_of_the_folder_if_none_is_given():
 
 def test_what_this_version_cannot_do_is_said_and_nothing_else():
     assert unsupported(JobSpec(run="x", restart={"hang": "off"})) == []
-    assert [problem.path for problem in unsupported(full())] == [
-        "python",
-    ]
+    assert unsupported(full()) == []
+    together = JobSpec.model_validate(
+        {"run": "x", "resources": {"workers": 2}, "restart": {"on_nan": "rollback"}}
+    )
+    assert [problem.path for problem in unsupported(together)] == ["restart.on_nan"]
     learned = JobSpec.model_validate(
         {"run": "x", "checkpoint": {"every": "auto"}, "restart": {"hang": "10m"}}
     )
     assert unsupported(learned) == []
-    assert all("not possible in this version" in str(problem) for problem in unsupported(full()))
+    assert all("not possible in this version" in str(problem) for problem in unsupported(together))
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        {},
+        {"version": "3.7"},
+        {"version": "2.7"},
+        {"version": "3"},
+        {"version": 3.11},
+        {"version": ">=3.9"},
+        {"requirements": "../r.txt"},
+        {"requirements": "/r.txt"},
+    ],
+)
+def test_an_environment_that_no_job_can_have(python):
+    with pytest.raises(ValidationError):
+        JobSpec(run="x", python=python)
+
+
+def test_an_environment_of_a_version_alone():
+    spec = JobSpec(run="x", python={"version": "3.9"})
+    assert spec.python.requirements is None
 
 
 def test_the_server_names_every_problem_of_what_a_client_sends():

@@ -39,6 +39,7 @@ OF_ORCH = {
     "MASTER_PORT",
     "PYTHONPATH",
     "PYTHONHASHSEED",
+    "VIRTUAL_ENV",
     "PYTHONUNBUFFERED",
     "GLIBC_TUNABLES",
 }
@@ -71,6 +72,8 @@ def test_exactly_what_is_promised_and_nothing_of_rays():
         name: RAY_WORKER[name] for name in OF_MACHINE - {"PATH"}
     }
     assert found["PATH"] == "/venv/bin:/usr/bin:/bin"
+    assert found["VIRTUAL_ENV"] == "/venv"
+    assert "VIRTUAL_ENV" not in build(interpreter=None)
     assert found["PYTHONPATH"] == "/node/bundle"
     assert found["ORCH_JOB_ID"] == "digits-x7k2"
     assert found["ORCH_GENERATION"] == "000001.000002"

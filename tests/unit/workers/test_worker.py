@@ -9,6 +9,7 @@ import pytest
 from orch_policies.restart import Budgets, History
 from orch_workers import worker as workers
 from orch_workers.checkpoint.errors import StorageRefused
+from orch_workers.errors import SecretsUnavailableError
 from orch_workers.process.launch import Launcher
 from orch_workers.training.page import Page
 from orch_workers.training.slots import READY, Slot
@@ -144,7 +145,7 @@ def test_a_storage_that_refuses_blocks_and_memory_is_kept(machine):
 
 def test_secrets_that_cannot_be_opened_block(machine):
     def secrets():
-        raise workers.SecretsUnavailableError("the key is missing; set the secrets again")
+        raise SecretsUnavailableError("the key is missing; set the secrets again")
 
     worker = workers.Worker(
         machine.config(), machine.worker().reports, secrets, give_up=lambda: pytest.fail("gave up")

@@ -55,6 +55,8 @@ def build(
     _complete(found)
     folder = Path(interpreter or sys.executable).parent
     found["PATH"] = f"{folder}:{found.get('PATH', PATH_DEFAULT)}"
+    if interpreter is not None:
+        found["VIRTUAL_ENV"] = str(folder.parent)  # as where a person has activated it
     found["PYTHONHASHSEED"] = hash_seed(job_id)
     # Output goes to a file: a killed process must not take its last lines along, nor a reader wait for more.
     found["PYTHONUNBUFFERED"] = "1"

@@ -27,6 +27,7 @@ from orch_workers.training.page import Page, Progress
 from orch_workers.training.protocol import IN_MEMORY
 
 if TYPE_CHECKING:
+    from orch_workers.environments.cache import InUse
     from orch_workers.keeper import Keeper
     from orch_workers.prepared import Prepared
 
@@ -76,6 +77,8 @@ class Launcher:
         """Training stands still because storage is slow."""
         self.leave_out: tuple[tuple[int, int], int] = ((0, 0), 0)
         """Generation of the newest rollback, and the step up to which data is left out then."""
+        self.own: InUse | None = None
+        """The job's own Python environment."""
         self.seat: Mapping[str, Any] = {}
         """Of a rank in a gang: what `environment.build` is told about its place among the others."""
         self.never_skips = False
@@ -192,6 +195,7 @@ class Launcher:
             world_size=config.world_size,
             gpus=config.gpus,
             checkpoint_dir=(self._workdir if config.files else self._paths.job) / "checkpoints",
+            interpreter=None if self.own is None else self.own.python,
             **seat,
         )
 
@@ -267,6 +271,8 @@ class Launcher:
 
     def close(self) -> None:
         self._standby.end()
+        if self.own is not None:
+            self.own.close()
         if self._session is not None:
             self._session.close()
 

@@ -20,6 +20,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO
 
+from orch_workers.locking import try_lock
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
@@ -266,13 +268,9 @@ def _boot_id() -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait_s: float) -> Iterator[None]:
-    """An exclusive lock between processes, given back by the kernel when the holder dies.
-
-    Raises TimeoutError. The file may be removed by its holder (`sweep`), so whoever gets the lock makes sure
-    that it is still the file at that path.
-    """
+    """An exclusive lock between processes. Raises TimeoutError."""
     deadline_s = time.monotonic() + wait_s
-    while (descriptor := _try_lock(path)) is None:
+    while (descriptor := try_lock(path)) is None:
         if time.monotonic() >= deadline_s:
             raise TimeoutError(f"{path} is still locked after {wait_s:.0f} s")
         time.sleep(LOCK_POLL_S)
@@ -280,17 +278,3 @@ def _locked(path: Path, wait_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _try_lock(path: Path) -> int | None:
-    import fcntl  # not on every machine that packs code
-
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.stat().st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
