@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.benchmarks.processes import scratch
 from tests.benchmarks.report import Report
 
-from orch.control.raylocal import DETECTION
+from orch.control.raysettings import DETECTION
 from support.nodes import Node
 from support.server import Server, wait_for
 

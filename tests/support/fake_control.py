@@ -164,6 +164,9 @@ class FakeControlService:
     def metrics(self) -> bytes:
         return Metrics(self.store, list, "1").text()
 
+    def hand_over(self) -> None:
+        self.stopped = True
+
     def stop(self) -> Document:
         self.stopped = True
         return self.server_status()

@@ -186,6 +186,11 @@ def _server_routes(service: ControlService) -> APIRouter:
     def status() -> JSONResponse:
         return JSONResponse({"version": 1, "server": service.server_status()})
 
+    @routes.post("/server/restart")
+    def restart() -> JSONResponse:
+        service.hand_over()
+        return JSONResponse({"version": 1, "server": {}})
+
     @routes.post("/server/stop")
     def stop() -> JSONResponse:
         return JSONResponse({"version": 1, "server": service.stop()})

@@ -1,4 +1,4 @@
-"""`python -m orch.api.bootstrap start|stop --home H`: brings the server up or down on this machine.
+"""`python -m orch.api.bootstrap start|restart|stop --home H`: brings the server up or down on this machine.
 
 A process of its own because it needs Ray and the CLI must not import it. It speaks JSON lines on stdout:
 `{"progress": "…"}` while it works, then `{"ready": {"url": …}}`, `{"stopped": …}` or `{"error": {…}}`.
@@ -27,6 +27,7 @@ from orch.model.errors import NoServer, OrchError
 
 LOCK_LIMIT_S = 120.0
 CONTROLLER_LIMIT_S = 60.0
+END_LIMIT_S = 30.0
 POLL_S = 0.05
 
 
@@ -130,6 +131,33 @@ def _our_code() -> list[str]:
     return [str(Path(module.__path__[0])) for module in (orch, orch_workers, orch_policies)]
 
 
+def restart(home: Home, *, new_token: bool) -> dict[str, Any]:
+    """Another controller, of the code that is installed now. Ray and the agents stay, and training goes on."""
+    if running(home) is None:
+        raise NoServer(f"no server answers for {home.root}; start one with `orch server start`")
+    client = Client.find(home, {})
+    say(progress="ending the controller; training goes on")
+    client.restart_server()
+    record = home.read_server()
+    assert record is not None
+    _wait_silent(record.url.partition("://")[2])
+    if new_token:
+        home.token.unlink()
+    local = raylocal.recorded_address(home.root) == record.ray_address
+    say(progress="starting the controller")
+    _start_controller(home.root, record.ray_address, local=local)
+    return asdict(home.read_server() or record)
+
+
+def _wait_silent(address: str) -> None:
+    """Ray gives the name of an actor free before it ends its process: then the next one cannot be taken for it."""
+    deadline = time.monotonic() + END_LIMIT_S
+    while raylocal.answers(address):
+        if time.monotonic() > deadline:
+            raise NoServer(f"the controller at {address} did not end within {END_LIMIT_S:g} s; try again")
+        time.sleep(POLL_S)
+
+
 def stop(home: Home) -> dict[str, Any]:
     """Asks the controller to have every agent save what it holds, then ends the local Ray.
 
@@ -148,11 +176,14 @@ def stop(home: Home) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="orch.api.bootstrap")
-    parser.add_argument("verb", choices=["start", "stop"])
+    parser.add_argument("verb", choices=["start", "restart", "stop"])
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--cluster", help="address of an existing Ray cluster")
     parser.add_argument("--num-cpus", type=int)
     parser.add_argument("--num-gpus", type=int)
+    parser.add_argument(
+        "--new-token", action="store_true", help="the API's old token is worth nothing any more"
+    )
     given = parser.parse_args(arguments)
     home = Home(given.home.resolve())
     try:
@@ -160,6 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
         with only_one(home.root):
             if given.verb == "start":
                 say(ready=start(home, given.cluster, given.num_cpus, given.num_gpus))
+            elif given.verb == "restart":
+                say(ready=restart(home, new_token=given.new_token))
             else:
                 say(stopped=stop(home))
     except OrchError as error:

@@ -338,6 +338,10 @@ class Client:
         found: Document = self._transport.json("GET", "/server")["server"]
         return found
 
+    def restart_server(self) -> None:
+        """Asks the controller to end, so that another one can take its place; returns before it has."""
+        self._transport.json("POST", "/server/restart")
+
     def stop_server(self) -> Document:
         found: Document = self._transport.json("POST", "/server/stop", wait_s=LONG_POLL_S)["server"]
         return found

@@ -47,7 +47,7 @@ def find_target(cluster: str | None) -> Target:
         if url := os.environ.get("ORCH_URL"):
             return Target("api", url, home)
         # Reading the config loads a YAML parser, which `orch status` on one machine need not wait for.
-        if os.environ.get("ORCH_CLUSTER") or home.config.exists():
+        if any(map(os.environ.get, ("ORCH_CLUSTER", "ORCH_CONFIG"))) or home.config.exists():
             cluster = config_of(home).cluster
     if cluster is None:
         return Target("home", "", home)

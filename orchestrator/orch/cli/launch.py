@@ -42,6 +42,13 @@ def start_server(
     return found
 
 
+def restart_server(home: Home, shown: Progress, *, new_token: bool = False) -> dict[str, Any]:
+    """Another controller on the same Ray. NoServer where none runs."""
+    shown.show("restarting the server")
+    found: dict[str, Any] = _run("restart", ["--new-token"] if new_token else [], home, shown)["ready"]
+    return found
+
+
 def stop_server(home: Home, shown: Progress) -> dict[str, Any]:
     shown.show("stopping the server")
     found: dict[str, Any] = _run("stop", [], home, shown)["stopped"]
@@ -95,7 +102,7 @@ def _last_word(lines: Iterable[bytes], shown: Progress) -> dict[str, Any]:
 
 
 def _done(verb: str) -> str:
-    return "started" if verb == "start" else "stopped"
+    return {"stop": "stopped"}.get(verb, f"{verb}ed")
 
 
 def _read(line: bytes) -> dict[str, Any]:

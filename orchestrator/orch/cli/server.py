@@ -1,12 +1,13 @@
-"""`orch server start|stop|status`: the control plane by hand."""
+"""`orch server …`: the control plane by hand."""
 
+import shlex
 from typing import Annotated, Any
 
 import typer
 
 from orch.cli import output
 from orch.cli.app import Cluster, Output, make, verb
-from orch.cli.connect import connected, find_target
+from orch.cli.connect import Target, connected, find_target
 from orch.cli.output import Format
 from orch.model.errors import WrongUse
 
@@ -26,18 +27,27 @@ def register(app: typer.Typer) -> None:
         "orch server start --cpus 8 --gpus 1",
         "orch server start --cluster 10.0.0.5:6379",
     )(start)
+    verb(
+        group,
+        "orch server run",
+        "orch server run --cluster 127.0.0.1:6379 --ray 'ray start --head --port=6379 --block'",
+    )(run)
+    verb(group, "orch server restart", "orch server restart --new-token")(restart)
     verb(group, "orch server stop")(stop)
     verb(group, "orch server status", "orch server status -o json")(status)
+    verb(group, 'eval "$(orch server environment)"; ray start --address=10.0.0.5:6379 --block')(environment)
     app.add_typer(group, name="server")
 
 
+Cpus = Annotated[
+    int | None, typer.Option("--cpus", metavar="N", min=1, help="CPU cores that Ray may give away.")
+]
+Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N", min=0, help="GPUs that Ray may give away.")]
+
+
 def start(
-    cpus: Annotated[
-        int | None, typer.Option("--cpus", metavar="N", min=1, help="CPU cores that Ray may give away.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", metavar="N", min=0, help="GPUs that Ray may give away.")
-    ] = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     output_format: Output = Format.TABLE,
     cluster: Cluster = None,
 ) -> None:
@@ -48,16 +58,89 @@ def start(
     from orch.cli.launch import start_server
 
     target = find_target(cluster)
+    _refuse_amounts(target, cpus, gpus)
     if not target.can_start:
         raise WrongUse(f"the server at {target.address} is not started from here; do it on that machine")
-    if target.kind == "ray" and (cpus is not None or gpus is not None):
-        raise WrongUse(f"--cpus and --gpus are for a Ray of this machine; {target.address} runs already")
     with output.progress() as shown:
         found = start_server(target, shown, cpus=cpus, gpus=gpus)
     if output_format is Format.JSON:
         output.write_json({"version": output.VERSION, "server": found})
     else:
         output.write_line(f"the server answers at {found['url']}")
+
+
+def _refuse_amounts(target: Target, cpus: int | None, gpus: int | None) -> None:
+    if target.kind == "ray" and (cpus is not None or gpus is not None):
+        raise WrongUse(f"--cpus and --gpus are for a Ray of this machine; {target.address} runs already")
+
+
+def run(
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="COMMAND",
+            help="Starts the head of --cluster and stays, as `ray start --head --block …` does; it ends with this.",
+        ),
+    ] = None,
+    leave: Annotated[
+        bool,
+        typer.Option(
+            "--leave", help="At the end, leave what runs on --cluster at work: the next server adopts it."
+        ),
+    ] = False,
+    cluster: Cluster = None,
+) -> None:
+    """Runs the server until SIGTERM or Ctrl-C.
+
+    For containers, batch systems and systemd.
+    At the end running jobs save what they hold; they go on at the next start.
+    """
+    from orch.cli.foreground import Foreground
+
+    target = find_target(cluster)
+    _refuse_amounts(target, cpus, gpus)
+    with output.progress() as shown:
+        Foreground(target, shown, cpus=cpus, gpus=gpus, ray=ray, leave=leave).serve()
+    output.write_line("the server is stopped")
+
+
+def restart(
+    new_token: Annotated[
+        bool, typer.Option("--new-token", help="Also makes a new token; the old one is refused from then on.")
+    ] = False,
+    output_format: Output = Format.TABLE,
+    cluster: Cluster = None,
+) -> None:
+    """Starts the server anew, of the orch that is installed now.
+
+    Training goes on meanwhile: Ray and the agents stay as they are.
+    """
+    from orch.cli.launch import restart_server
+
+    target = find_target(cluster)
+    if not target.can_start:
+        raise WrongUse(f"the server at {target.address} is not restarted from here; do it on that machine")
+    with output.progress() as shown:
+        found = restart_server(target.home, shown, new_token=new_token)
+    if output_format is Format.JSON:
+        output.write_json({"version": output.VERSION, "server": found})
+    else:
+        output.write_line(f"the server answers at {found['url']}")
+
+
+def environment(output_format: Output = Format.TABLE) -> None:
+    """Prints what `ray start` needs in its environment on every node of a cluster, as lines for a shell."""
+    from orch.control.raysettings import cluster_environment
+
+    found = cluster_environment()
+    if output_format is Format.JSON:
+        output.write_json({"version": output.VERSION, "environment": found})
+        return
+    for name, value in found.items():
+        output.write_line(f"export {name}={shlex.quote(value)}")
 
 
 def stop(output_format: Output = Format.TABLE, cluster: Cluster = None) -> None:

@@ -366,6 +366,9 @@ class Operations:
     def metrics(self) -> bytes:
         return self._metrics.text()
 
+    def hand_over(self) -> None:
+        self._on_stop()
+
     def stop(self) -> Document:
         saved = self._controller.save_all(STOP_SAVE_LIMIT_S)
         self._on_stop()

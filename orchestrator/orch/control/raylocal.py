@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from orch.control.raysettings import DETECTION, MANNERS
 from orch.model.errors import NoServer
 
 OBJECT_STORE_BYTES = 80 << 20
@@ -29,26 +30,6 @@ START_LIMIT_S = 90.0
 STOP_GRACE_S = 1.0
 LOOPBACK = "127.0.0.1"
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the name of a variable
-
-
-DETECTION = {
-    # The GCS asks every raylet for a sign of life. A killed one refuses each question, so that it is seen dead after
-    # threshold times period; one that is frozen or cut off lets each run into its timeout. Two and a half seconds,
-    # four times in a row, is what a machine may be busy (swapping, say) without being given up for it.
-    # Ray's own values: 5000, 3000, 10000 ms, 5.
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "300",
-    "RAY_health_check_timeout_ms": "2500",
-    "RAY_health_check_failure_threshold": "4",
-    # A connection through which nothing comes back is closed after time and timeout together: the calls that hang in
-    # it fail then. Ray's own values: 300 000 and 120 000 ms.
-    "RAY_grpc_client_keepalive_time_ms": "5000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    # Ray ends every process that has not reached its GCS for so long, by default 60 s, agents among them and without a
-    # word. A GCS that comes back sooner finds everybody there, and a lease (orch.model.lease) is over before that.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
-}
-"""How soon Ray sees that a node is gone; for every node, the head first of all. Measured: docs/detection.md."""
 
 
 def ray_environment(home: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -61,14 +42,8 @@ def ray_environment(home: Path, environ: Mapping[str, str] | None = None) -> dic
         # Undocumented, and the only way to keep Ray on loopback: without it 127.0.0.1 is rewritten to the
         # machine's address and everything listens on all interfaces. A test reads the listening sockets.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
         TOKEN_VARIABLE: str(home / "ray-token"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "0",
-        # Ray would run its workers, and so the training, at niceness 15.
-        "RAY_worker_niceness": "0",
-        # A working directory full of the user's modules must not shadow the standard library in our workers.
-        "PYTHONSAFEPATH": "1",
+        **MANNERS,
     }
 
 

@@ -256,6 +256,10 @@ class ControlService(Protocol):
         """Prometheus' text format (`orch.control.metrics`)."""
         ...
 
+    def hand_over(self) -> None:
+        """Ends the control plane alone, so that another can take its place; agents go on and are adopted."""
+        ...
+
     def stop(self) -> Document:
         """Has the agents save what they hold and ends the control plane; jobs go on at the next start."""
         ...

@@ -28,11 +28,14 @@ __all__ = [
     "ConfigError",
     "StorageDefault",
     "cluster_kind",
+    "config_file",
     "load_config",
     "orch_home",
 ]
 
 CONFIG_FILE = "config.yaml"
+CONFIG_VARIABLE = "ORCH_CONFIG"
+"""Names another file, for one that comes from elsewhere than the home (a ConfigMap, a configuration system)."""
 CLUSTER_ALLOWED = (
     "HOST:PORT of a Ray cluster, the http(s):// URL of an orch server, or ssh://[USER@]HOST[:PORT]"
 )
@@ -57,6 +60,11 @@ def orch_home(env: Mapping[str, str] | None = None) -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("orch", appauthor=False))
+
+
+def config_file(home: Path, env: Mapping[str, str] | None = None) -> Path:
+    given = (os.environ if env is None else env).get(CONFIG_VARIABLE, "")
+    return Path(given) if given else home / CONFIG_FILE
 
 
 def cluster_kind(cluster: str) -> Literal["ray", "api", "ssh"]:
@@ -220,12 +228,13 @@ CONFIG_KEYS: dict[str, ConfigKey] = {
 
 
 def load_config(home: Path, env: Mapping[str, str] | None = None) -> Config:
-    """The config of a home folder: its file, if there is one, below ORCH_CLUSTER and ORCH_STORE.
+    """The config of a home folder: its file, if there is one (or the one that ORCH_CONFIG names, which must be there),
+    below ORCH_CLUSTER and ORCH_STORE.
 
     Raises ConfigError with everything that is wrong.
     """
     environ = os.environ if env is None else env
-    document = _read(home / CONFIG_FILE)
+    document = _read(config_file(home, environ), must_be=bool(environ.get(CONFIG_VARIABLE)))
     problems = list(document.problems) + _unknown_keys(document)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -261,13 +270,13 @@ def _unknown_keys(document: Document) -> list[Problem]:
     return problems
 
 
-def _read(file: Path) -> Document:
+def _read(file: Path, *, must_be: bool) -> Document:
     try:
         with file.open("rb") as stream:
             source = stream.read(SIZE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        return Document(str(file))
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not must_be:
+            return Document(str(file))
         reason = (error.strerror or "unknown error").lower()
         raise ConfigError([Problem(f"cannot be read: {reason}", file=str(file))]) from None
     document = parse_yaml(source, str(file))

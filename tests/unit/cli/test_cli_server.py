@@ -91,6 +91,17 @@ def test_stop(cli, home, bootstrap):
     assert bootstrap.arguments == ["stop", "--home", str(home.root)]
 
 
+def test_restart(cli, home, bootstrap):
+    bootstrap.says({"progress": "ending the controller"}, {"ready": RECORD})
+    assert cli.ok("server", "restart") == "the server answers at http://127.0.0.1:1\n"
+    assert bootstrap.arguments == ["restart", "--home", str(home.root)]
+    assert cli.json("server", "restart", "--new-token")["server"] == RECORD
+    assert bootstrap.arguments[3:] == ["--new-token"]
+    assert "on that machine" in cli.refused(WrongUse, "server", "restart", "--cluster", "ssh://host")
+    bootstrap.says("exit 3")
+    assert "restarted" in cli.refused(NoServer, "server", "restart")
+
+
 def test_status_shows_where_the_server_is(api, cli):
     out = cli.ok("server", "status")
     assert api.url in out
@@ -129,6 +140,15 @@ def test_the_option_goes_before_the_environment_and_that_before_the_file(home, m
     monkeypatch.setenv("ORCH_URL", "http://127.0.0.1:9")
     assert find_target(None).kind == "api"
     assert find_target("10.0.0.3:6379").address == "10.0.0.3:6379"
+
+
+def test_a_config_file_from_elsewhere(home, monkeypatch, tmp_path, cli):
+    home.config.write_text("cluster: 10.0.0.1:6379\n")
+    monkeypatch.setenv("ORCH_CONFIG", str(tmp_path / "orch.yaml"))
+    (tmp_path / "orch.yaml").write_text("cluster: 10.0.0.9:6379\n")
+    assert find_target(None).address == "10.0.0.9:6379"
+    (tmp_path / "orch.yaml").unlink()
+    assert "orch.yaml" in cli.refused(WrongUse, "status")
 
 
 @pytest.mark.parametrize(
