@@ -1,4 +1,5 @@
-"""Writes a golden checkpoint with the orch that is installed: `python -m golden.make FOLDER`, in tests/.
+"""Writes a golden checkpoint with the orch that is installed: `python -m golden.make FOLDER`, in tests/; with a second
+argument, `ranks`, one of two ranks that share what is the same.
 
 Done once for a format version (and for every way in which a version was ever written); never repeated, since the
 point is that what was written then is read now.
@@ -18,6 +19,7 @@ from golden.state import parts
 from orch_workers.checkpoint import Catalog, commit, open_storage
 from orch_workers.training.slots import Slot
 from orch_workers.training.snapshot import Adapters, plan, write
+from support.shared_parts import Ranks
 
 JOB = "golden"
 FIRST, SECOND = ((1, 1), 2), ((1, 2), 3)
@@ -30,6 +32,19 @@ def make(folder: Path) -> None:
     write_one(catalog, *FIRST)
     catalog.begin_generation(SECOND[0], FIRST[0], FIRST[1])
     write_one(catalog, *SECOND)
+
+
+def make_ranks(folder: Path) -> None:
+    """Model and optimizer are the same on both, what is odd differs."""
+    catalog = Catalog(open_storage(str(folder)), JOB)
+    catalog.begin_generation(FIRST[0])
+    with tempfile.TemporaryDirectory() as temporary:
+        Ranks(catalog, Path(temporary)).save(parts_of_rank, *FIRST)
+
+
+def parts_of_rank(rank: int) -> dict[str, object]:
+    found = parts(FIRST[1])
+    return {**found, "odd": parts(FIRST[1] + rank)["odd"]}
 
 
 def write_one(catalog: Catalog, generation: tuple[int, int], step: int) -> None:
@@ -52,8 +67,12 @@ def write_one(catalog: Catalog, generation: tuple[int, int], step: int) -> None:
 
 def expected(step: int) -> dict[str, dict[str, object]]:
     """Every tensor of the state by its path: what a reader in any language must find."""
+    return collected(parts(step))
+
+
+def collected(value: object) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
-    collect(parts(step), "", found)
+    collect(value, "", found)
     return found
 
 
@@ -74,7 +93,10 @@ def collect(value: object, path: str, found: dict[str, dict[str, object]]) -> No
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    make(target)
-    (target / "expected.json").write_text(
-        json.dumps({str(step): expected(step) for _, step in (FIRST, SECOND)})
-    )
+    if sys.argv[2:] == ["ranks"]:
+        make_ranks(target)
+        wanted = {str(rank): collected(parts_of_rank(rank)) for rank in (0, 1)}
+    else:
+        make(target)
+        wanted = {str(step): expected(step) for _, step in (FIRST, SECOND)}
+    (target / "expected.json").write_text(json.dumps(wanted))

@@ -41,7 +41,8 @@ def read(job):
     found = {"generation": generation, "step": step, "epoch": manifest["epoch"], "ranks": []}
     for record in manifest["ranks"]:
         rank = document(job / record["path"])
-        assert (rank["format"], rank["version"], rank["rank"]) == ("orch-rank", 1, record["rank"])
+        assert (rank["format"], rank["rank"]) == ("orch-rank", record["rank"])
+        assert rank["version"] in (1, 2)
         shards = [
             {
                 name: entry
@@ -60,7 +61,12 @@ def read(job):
             tensors[tensor["name"]] = {
                 "dtype": tensor["dtype"], "shape": tensor["shape"], "hex": bytes(stored["data"]).hex(),
             }  # fmt: skip
-        found["ranks"].append({"tensors": tensors, "tree": rank["meta"]["tree"]})
+        found["ranks"].append(
+            {"tensors": tensors, "tree": rank["meta"]["tree"], "shared": rank.get("shared", [])}
+        )
+    for rank in found["ranks"]:  # version 2: what another rank has written for this one
+        for shared in rank.pop("shared"):
+            rank["tensors"][shared["name"]] = found["ranks"][shared["rank"]]["tensors"][shared["name"]]
     return found
 
 

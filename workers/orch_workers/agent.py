@@ -234,21 +234,21 @@ class _Present:
 
 
 class _Peers:
-    """Messages to the agents of the other ranks. Each is the sender's whole state, so only the newest one to a rank
-    counts: one is on its way, one may wait for it, and what does not arrive is forgotten.
+    """Messages to the agents of the other ranks. Each is the sender's whole state, so only the newest one of a kind to
+    a rank counts: one is on its way, one of each kind may wait for it, and what does not arrive is forgotten.
     """
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._lock = threading.Lock()
-        self._waiting: dict[int, Mapping[str, Any]] = {}
+        self._waiting: dict[int, dict[str, Mapping[str, Any]]] = {}
         self._busy: set[int] = set()
         self._handles: dict[int, Any] = {}
         self._pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="peers")
 
     def say(self, rank: int, message: Mapping[str, Any]) -> None:
         with self._lock:
-            self._waiting[rank] = message
+            self._waiting.setdefault(rank, {})[message["kind"]] = message
             if rank in self._busy:
                 return
             self._busy.add(rank)
@@ -256,11 +256,11 @@ class _Peers:
 
     def _send(self, rank: int) -> None:
         with self._lock:
-            message = self._waiting.pop(rank, None)
-            handle = self._handles.get(rank)
-            if message is None:
+            waiting, handle = self._waiting.get(rank), self._handles.get(rank)
+            if not waiting:
                 self._busy.discard(rank)
                 return
+            message = waiting.pop(next(iter(waiting)))
         try:
             if handle is None:
                 handle = self._handles[rank] = self._find(rank)

@@ -294,14 +294,14 @@ def test_what_a_newer_orch_wrote_is_set_aside_until_one_reads_it(catalog, save, 
     save(G1, 5)
     save(G1, 10)
     path = catalog.storage.root / catalog.manifest_path(G1, 10)
-    document = json.loads(path.read_text()) | {"version": 2}
+    document = json.loads(path.read_text()) | {"version": 3}
     del document["digest"]
     path.write_text(json.dumps(document))
     found = find_and_restore(catalog, 0, tmp_path / "restored")
     assert found.point.step == 5
-    assert "written by a newer orch (format version 2; this one reads up to 1)" in found.rejected[0].reason
+    assert "written by a newer orch (format version 3; this one reads up to 1)" in found.rejected[0].reason
     assert [point.step for point in catalog.restore_points()] == [5]
-    monkeypatch.setattr(record_module, "FORMAT_VERSION", 2)  # the newer orch again
+    monkeypatch.setattr(record_module, "VERSION_READ_MAX", 3)  # the newer orch again
     assert [point.step for point in catalog.restore_points()] == [10, 5]
 
 
@@ -318,7 +318,7 @@ def test_a_generation_that_a_newer_orch_began_is_not_guessed_at(catalog, save):
 def test_a_mark_of_damage_never_ends(catalog, save, monkeypatch):
     save(G1, 5)
     catalog.quarantine(catalog.restore_points()[0], "x" * 100_000)
-    monkeypatch.setattr(record_module, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(record_module, "VERSION_READ_MAX", 99)
     assert catalog.restore_points() == []
     [reason] = catalog.quarantined().values()
     assert len(reason) == record_module.REASON_CHARS_MAX

@@ -270,7 +270,7 @@ def damages():
             "belongs to job 'other'",
         ),
         "another step's": (lambda f: lie(f["manifest"], lambda d: d.update(step=4)), "step 4"),
-        "a newer format": (lambda f: lie(f["manifest"], lambda d: d.update(version=2)), "format version 2"),
+        "a newer format": (lambda f: lie(f["manifest"], lambda d: d.update(version=3)), "format version 3"),
         "a rank too few": (lambda f: lie(f["manifest"], lambda d: d.update(ranks=[])), r"ranks \[\] of 1"),
         "elsewhere": (
             lambda f: lie(f["manifest"], lambda d: d["ranks"][0].update(path="../other/0.json")),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,16 +14,13 @@ import torch
 import xxhash
 
 from golden import make
+from golden.reading import GOLDEN, SCHEMAS, documents, read_alone
 from golden.state import Tied, odd_tensors, trained, values
 from orch_workers.checkpoint import Catalog, Checkpointer, find_and_restore, open_storage, schemas
 from orch_workers.checkpoint.verifying import verify
 from orch_workers.training.optimizers import OptimizerHandler
 from orch_workers.training.snapshot import Adapters, Stored
 
-HERE = Path(__file__)
-GOLDEN = HERE.parents[2] / "golden"
-READER = GOLDEN / "reader.py"
-SCHEMAS = HERE.parents[3] / "docs/schemas"
 VERSIONS = ["version-1-unsealed", "version-1"]
 """One for each way in which a format version was ever written; none is ever taken out."""
 
@@ -136,15 +131,6 @@ def test_read_with_json_and_safetensors_alone(written):
     assert read_alone(job)["step"] == 2
 
 
-def read_alone(job: Path) -> dict:
-    """In a process of its own, which sees to it that nothing of orch is imported."""
-    done = subprocess.run(
-        [sys.executable, "-I", str(READER), str(job)], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def test_the_readers_see_what_the_writers_had():
     """Torch computes today what it computed then; else the golden numbers themselves would be in doubt."""
     for version in VERSIONS:
@@ -170,24 +156,6 @@ def test_the_published_schemas_are_those_of_the_code():
     assert {path.name for path in SCHEMAS.glob("checkpoint-*.json")} == set(schemas.schemas())
 
 
-def documents(folder: Path):
-    """(schema, document) of every JSON object of a job."""
-    kinds = {
-        "manifests": "manifest",
-        "ranks": "rank",
-        "generations": "generation",
-        "quarantine": "quarantine",
-    }
-    kinds["pins"] = "pin"
-    for path in sorted(folder.rglob("*.json")):
-        kind = kinds[path.relative_to(folder).parts[0]]
-        yield (
-            json.loads((SCHEMAS / f"checkpoint-{kind}.json").read_text()),
-            json.loads(path.read_text()),
-            path,
-        )
-
-
 def test_every_document_is_as_its_schema_says(written):
     catalog = Catalog(open_storage(str(written)), make.JOB)
     catalog.pin(catalog.committed()[0], "a note")
@@ -207,7 +175,7 @@ def test_the_schemas_refuse_what_is_wrong(written):
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(broken, schema)
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({**document, "version": 2}, schema)
+            jsonschema.validate({**document, "version": 3}, schema)
 
 
 def test_documents_carry_their_own_digest(written):

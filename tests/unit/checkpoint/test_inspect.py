@@ -157,7 +157,7 @@ def test_the_stream_has_every_byte_once_whatever_the_sizes(catalog, tmp_path, mo
     found: dict[str, bytearray] = {
         ref.record.name: bytearray(ref.record.size_bytes) for ref in opened.refs() if ref.record.size_bytes
     }
-    for part in stream(opened, opened.refs()):
+    for part in stream(opened.catalog, opened.refs()):
         found[part.ref.record.name][part.start : part.start + len(part.data)] = part.data
     assert bytes(found["weights"]) == state(20)["weights"].tobytes()
     assert bytes(found["~orch.random.numpy.state.key"]) != bytes(len(found["~orch.random.numpy.state.key"]))

@@ -173,8 +173,8 @@ def _measured(
             ref, stretch = theirs[other]
             return number in stretch and ref.record.digests[number] != other.record.digests[number]
 
-        found = {(part.ref, part.start): part.data for part in stream(after, theirs, only=differs)}
-        for part in stream(before, wanted, only=is_asked):
+        found = {(part.ref, part.start): part.data for part in stream(after.catalog, theirs, only=differs)}
+        for part in stream(before.catalog, wanted, only=is_asked):
             sums[part.ref.label].add(
                 part.ref.record.dtype, part.data, found.pop((other_of[part.ref.label], part.start), None)
             )

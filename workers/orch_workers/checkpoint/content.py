@@ -7,7 +7,7 @@ storage, so that neither many small tensors nor one of a hundred gigabytes costs
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from orch_workers.checkpoint.format import (
     TensorRecord,
     digest_of,
 )
+from orch_workers.checkpoint.sharing import check_same, check_shared
 
 if TYPE_CHECKING:
     from orch_workers.checkpoint.catalog import Catalog, RestorePoint
@@ -77,16 +78,15 @@ class Content:
         """Damaged when a manifest is missing or is not what was committed."""
         manifest = catalog.manifest(point)
         parts = [catalog.rank_manifest(point, manifest, rank) for rank in range(manifest.world_size)]
+        check_shared(parts)
         return cls(catalog, point, manifest, tuple(parts))
 
     def refs(self) -> list[Ref]:
-        """All tensors of all ranks, in the order in which they were saved."""
-        return [
-            Ref(part.rank, tensor, self.catalog.path(shard.path), shard.data_offset + tensor.start)
-            for part in self.ranks
-            for tensor in part.tensors
-            for shard in (part.shards[tensor.shard],)
-        ]
+        """All tensors of all ranks, each rank's in the order in which they were saved. What several ranks have alike
+        is among each one's, and lies in one place.
+        """
+        known = {part.rank: refs_of(self.catalog, part) for part in self.ranks}
+        return [ref for part in self.ranks for ref in [*known[part.rank].values(), *shared_refs(part, known)]]
 
     def tree(self, rank: int = 0) -> dict[str, Any]:
         """The typed tree of a rank; an empty one if there is none. Of files: what each of them is."""
@@ -98,6 +98,24 @@ class Content:
     def shards(self) -> list[tuple[int, ShardRecord]]:
         """With their rank."""
         return [(part.rank, shard) for part in self.ranks for shard in part.shards]
+
+
+def refs_of(catalog: Catalog, part: RankManifest) -> dict[str, Ref]:
+    """By name, of what a rank has written."""
+    return {
+        tensor.name: Ref(part.rank, tensor, catalog.path(shard.path), shard.data_offset + tensor.start)
+        for tensor in part.tensors
+        for shard in (part.shards[tensor.shard],)
+    }
+
+
+def shared_refs(part: RankManifest, known: Mapping[int, Mapping[str, Ref]]) -> Iterator[Ref]:
+    """Of what others have written for a rank; `known`: theirs, by rank. Damaged when one has not."""
+    for shared in part.shared:
+        found = known.get(shared.rank, {}).get(shared.name)
+        check_same(shared, None if found is None else found.record)
+        assert found is not None
+        yield Ref(part.rank, found.record, found.path, found.file_start)
 
 
 def shard_problems(content: Content) -> dict[str, str]:
@@ -166,7 +184,7 @@ class _Segment(NamedTuple):
 
 
 def stream(
-    content: Content,
+    catalog: Catalog,
     refs: Iterable[Ref],
     *,
     only: Callable[[Ref, int], bool] | None = None,
@@ -190,7 +208,7 @@ def stream(
     pool = ThreadPoolExecutor(SEGMENTS_AT_ONCE, thread_name_prefix="read")
     try:
         for segment in _segments(units):
-            waiting.append(pool.submit(_read_segment, content.catalog, segment))
+            waiting.append(pool.submit(_read_segment, catalog, segment))
             if len(waiting) > SEGMENTS_AT_ONCE:
                 yield from _checked(waiting.popleft(), damaged)
         while waiting:

@@ -229,7 +229,7 @@ def _write_tensors(
                 moved(place.whole.size_bytes)
         else:
             at.setdefault(place.whole.pieces[0], []).append(start)
-    for part in stream(content, at):
+    for part in stream(content.catalog, at):
         for start in at[part.ref]:
             _write_all(descriptor, part.data, start + part.start)
         if moved is not None:

@@ -71,7 +71,7 @@ def _decoded(content: Content, tree: Any, torch: Any, moved: Moved | None) -> An
     wholes = whole_tensors(content, {entry for _, entry in entries(tree)})
     together = {whole.pieces[0]: entry for entry, whole in wholes.items() if not whole.is_divided}
     held = {entry: memoryview(bytearray(ref.record.size_bytes)) for ref, entry in together.items()}
-    for part in stream(content, together):
+    for part in stream(content.catalog, together):
         held[together[part.ref]][part.start : part.start + len(part.data)] = part.data
         if moved is not None:
             moved(len(part.data))

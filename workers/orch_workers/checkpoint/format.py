@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 FORMAT_VERSION = 1
+VERSION_READ_MAX = 2
+"""Only rank manifests with `shared` are of version 2: a reader of version 1 would miss those tensors."""
 DIGEST_CHUNK_BYTES = 8 << 20
 SHARD_BYTES_TARGET = 256 << 20
 """A shard ends with the entry that reaches this; an entry is never split."""
@@ -62,7 +64,7 @@ Dtype = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
 Shape = Annotated[tuple[Count, ...], Field(max_length=DIMENSIONS_MAX)]
 
 
-class TensorRecord(Record):
+class PieceRecord(Record):
     """One rank's piece of one tensor."""
 
     name: Name
@@ -71,12 +73,26 @@ class TensorRecord(Record):
     global_shape: Shape
     offsets: Shape
     """Where the piece begins in the global tensor."""
-    shard: Count
-    start: Count
-    """From the beginning of the shard's data region."""
     size_bytes: Count
     digests: tuple[Digest, ...]
     """xxh3-128 of each 8 MiB from the tensor's own beginning."""
+
+    def is_same_as(self, other: PieceRecord) -> bool:
+        return all(getattr(self, name) == getattr(other, name) for name in PieceRecord.model_fields)
+
+
+class TensorRecord(PieceRecord):
+    """One whose bytes this rank has written."""
+
+    shard: Count
+    start: Count
+    """From the beginning of the shard's data region."""
+
+
+class SharedRecord(PieceRecord):
+    """One whose bytes are the same on another rank, which has written them under the same name."""
+
+    rank: Count
 
 
 class ShardRecord(Record):
@@ -101,6 +117,7 @@ class RankManifest(Record):
     data_bytes: Count
     shards: tuple[ShardRecord, ...]
     tensors: tuple[TensorRecord, ...]
+    shared: tuple[SharedRecord, ...] = ()
     files: tuple[FileRecord, ...] = ()
     """Of a checkpoint of `kind: files`, which has neither shards nor tensors."""
     meta: dict[str, Any]
@@ -254,14 +271,15 @@ def encode(record: Record) -> bytes:
     return sealed(json.dumps(_plain(record), separators=(",", ":"), allow_nan=False).encode())
 
 
-def encode_rank(manifest: RankManifest, tensors: Sequence[str]) -> bytes:
-    """A rank's manifest with `tensors`, JSON objects in rows, in place of its own: 20,000 of them as records
-    would take longer to make than their bytes to write.
+def encode_rank(manifest: RankManifest, tensors: Sequence[str], shared: Sequence[str] = ()) -> bytes:
+    """A rank's manifest with `tensors` and `shared`, JSON objects in rows, in place of its own: 20,000 of them as
+    records would take longer to make than their bytes to write.
     """
     document = json.dumps(_plain(manifest), separators=(",", ":"), allow_nan=False)
-    before, found, after = document.partition('"tensors":[]')
+    before, found, after = document.partition('"tensors":[],"shared":[]')
     assert found, "the manifest has tensors of its own"
-    return sealed(f'{before}"tensors":[{",".join(tensors)}]{after}'.encode())
+    rows = f'"tensors":[{",".join(tensors)}],"shared":[{",".join(shared)}]'
+    return sealed(f"{before}{rows}{after}".encode())
 
 
 _SEAL = b',"digest":"'
@@ -333,8 +351,9 @@ def parse_rank(data: bytes, *, job: str, generation: Generation, step: int, rank
 def _parse(model: type[_R], data: bytes, what: str) -> _R:
     document = parse_sealed(data, what)
     version = document.get("version") if isinstance(document, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise WrittenByNewer(what, version, FORMAT_VERSION)
+    readable = VERSION_READ_MAX if model is RankManifest else FORMAT_VERSION
+    if isinstance(version, int) and version > readable:
+        raise WrittenByNewer(what, version, readable)
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -368,9 +387,17 @@ def _check_layout(manifest: RankManifest) -> None:
         raise Damaged(f"rank manifest: shards of {sum(sizes)} bytes for {manifest.data_bytes} bytes of data")
     if any(size % ALIGNMENT_BYTES for size in sizes[:-1]):
         raise Damaged("rank manifest: a shard ends unaligned")
-    names = {t.name for t in manifest.tensors}
-    if len(names) != len(manifest.tensors):
+    pieces = [*manifest.tensors, *manifest.shared]
+    if len({piece.name for piece in pieces}) != len(pieces):
         raise Damaged("rank manifest: a tensor is listed twice")
+    for piece in pieces:
+        if problem := _piece_problem(piece):
+            raise Damaged(f"rank manifest: tensor {piece.name!r}{problem}")
+    for shared in manifest.shared:
+        if shared.rank == manifest.rank or shared.rank >= manifest.world_size:
+            raise Damaged(
+                f"rank manifest: tensor {shared.name!r} is said to be written by rank {shared.rank}"
+            )
     shard, end = 0, 0
     for tensor in sorted(manifest.tensors, key=lambda t: (t.shard, t.start, t.size_bytes)):
         shard, end = tensor.shard, end if tensor.shard == shard else 0
@@ -378,16 +405,20 @@ def _check_layout(manifest: RankManifest) -> None:
             raise Damaged(f"rank manifest: tensor {tensor.name!r} overlaps another or lies outside its shard")
         if tensor.start % ALIGNMENT_BYTES:
             raise Damaged(f"rank manifest: tensor {tensor.name!r} is not aligned")
-        if problem := _size_problem(tensor.dtype, tensor.shape, tensor.size_bytes):
-            raise Damaged(f"rank manifest: tensor {tensor.name!r}: {problem}")
-        if len(tensor.digests) != -(-tensor.size_bytes // DIGEST_CHUNK_BYTES):
-            raise Damaged(f"rank manifest: tensor {tensor.name!r} has {len(tensor.digests)} digests")
-        if not len(tensor.shape) == len(tensor.global_shape) == len(tensor.offsets):
-            raise Damaged(f"rank manifest: tensor {tensor.name!r}: its shapes differ in length")
-        outside = zip(tensor.offsets, tensor.shape, tensor.global_shape, strict=True)
-        if any(offset + length > whole for offset, length, whole in outside):
-            raise Damaged(f"rank manifest: tensor {tensor.name!r} lies outside its global shape")
         end = tensor.start + tensor.size_bytes
+
+
+def _piece_problem(piece: PieceRecord) -> str | None:
+    if problem := _size_problem(piece.dtype, piece.shape, piece.size_bytes):
+        return f": {problem}"
+    if len(piece.digests) != -(-piece.size_bytes // DIGEST_CHUNK_BYTES):
+        return f" has {len(piece.digests)} digests"
+    if not len(piece.shape) == len(piece.global_shape) == len(piece.offsets):
+        return ": its shapes differ in length"
+    outside = zip(piece.offsets, piece.shape, piece.global_shape, strict=True)
+    if any(offset + length > whole for offset, length, whole in outside):
+        return " lies outside its global shape"
+    return None
 
 
 def _size_problem(dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from orch_workers.checkpoint.blobs import KIND
+from orch_workers.checkpoint.content import refs_of, shared_refs
 from orch_workers.checkpoint.errors import (
     CheckpointError,
     Damaged,
@@ -25,7 +26,8 @@ from orch_workers.checkpoint.errors import (
     StorageUnavailable,
 )
 from orch_workers.checkpoint.filling import fill
-from orch_workers.checkpoint.format import RankManifest, ShardRecord
+from orch_workers.checkpoint.format import Manifest, PieceRecord, RankManifest, ShardRecord
+from orch_workers.checkpoint.gathering import Wanted, box_of, gather
 from orch_workers.checkpoint.rereading import Doubt
 from orch_workers.training.collection import no_collection
 from orch_workers.training.slots import Slot, SlotHeader, aligned, encode, format_generation
@@ -211,10 +213,11 @@ def restore(
             f"{point} holds files that a script wrote itself (`checkpoint.files`), and no state that could be loaded"
         )
     part = catalog.rank_manifest(point, manifest, rank)
+    shared, data_bytes = _shared(catalog, point, manifest, part)
     _check_shards(catalog, point, part)
     with no_collection():
-        description = _described(part)
-    capacity = aligned(part.data_bytes) + len(description)
+        description = _described(part, shared)
+    capacity = aligned(data_bytes) + len(description)
     path = str(target(capacity) if callable(target) else target)
     if not callable(target):
         Path(path).unlink(missing_ok=True)  # never truncated in place: somebody may still have it mapped
@@ -223,18 +226,39 @@ def restore(
         slot = Slot(path, writable=True, populate=False)
         try:
             slot.begin(point.generation, point.step)
-            view = slot.data()[: part.data_bytes]
+            view = slot.data()[:data_bytes]
             try:
-                fill(catalog, part, view)
+                fill(catalog, part, view[: part.data_bytes])
+                gather(catalog, shared, view)
             finally:
                 view.release()
-            slot.finish(point.generation, point.step, part.data_bytes, description)
+            slot.finish(point.generation, point.step, data_bytes, description)
             return slot.header(), path
         finally:
             slot.close()
     except BaseException:
         Path(path).unlink(missing_ok=True)
         raise
+
+
+def _shared(
+    catalog: Catalog, point: RestorePoint, manifest: Manifest, part: RankManifest
+) -> tuple[list[Wanted], int]:
+    """What other ranks have written for this one, placed behind what it has written itself; and where that ends."""
+    found, end = list[Wanted](), part.data_bytes
+    if not part.shared:
+        return found, end
+    parts = [
+        catalog.rank_manifest(point, manifest, rank) for rank in sorted({one.rank for one in part.shared})
+    ]
+    for other in parts:
+        _check_shards(catalog, point, other)
+    known = {other.rank: refs_of(catalog, other) for other in parts}
+    for ref in shared_refs(part, known):
+        at = aligned(end)
+        end = at + ref.record.size_bytes
+        found.append(Wanted(ref.record.name, box_of(ref), ref.record.size_bytes, at, (ref,)))
+    return found, end
 
 
 def _check_shards(catalog: Catalog, point: RestorePoint, part: RankManifest) -> None:
@@ -264,25 +288,28 @@ def _check_size(catalog: Catalog, path: str, shard: ShardRecord) -> None:
             raise Damaged(f"{shard.path} has {size_bytes} bytes instead of {shard.size_bytes}")
 
 
-def _described(part: RankManifest) -> bytes:
+def _described(part: RankManifest, shared: Sequence[Wanted]) -> bytes:
     """What a training process reads of a slot, beside the data."""
     bases = _bases(part)
-    entries = []
-    for tensor in part.tensors:
-        entry: dict[str, Any] = {
-            "name": tensor.name,
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "offset": bases[tensor.shard] + tensor.start,
-            "size_bytes": tensor.size_bytes,
-        }
-        if tensor.global_shape != tensor.shape:
-            entry |= {"global_shape": list(tensor.global_shape), "offsets": list(tensor.offsets)}
-        entries.append(entry)
+    entries = [_entry(tensor, bases[tensor.shard] + tensor.start) for tensor in part.tensors]
+    entries += [_entry(one.sources[0].record, one.at) for one in shared]
     try:
         return encode({**part.meta, "entries": entries})
     except ValueError as error:
         raise Damaged(f"rank manifest: {error}") from error
+
+
+def _entry(piece: PieceRecord, offset: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": piece.name,
+        "dtype": piece.dtype,
+        "shape": list(piece.shape),
+        "offset": offset,
+        "size_bytes": piece.size_bytes,
+    }
+    if piece.global_shape != piece.shape:
+        entry |= {"global_shape": list(piece.global_shape), "offsets": list(piece.offsets)}
+    return entry
 
 
 def _bases(part: RankManifest) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orch_workers.checkpoint.chain import Chain, Generation
 from orch_workers.checkpoint.errors import Damaged, WrittenByNewer
-from orch_workers.checkpoint.format import FORMAT_VERSION, parse_sealed, sealed, shown
+from orch_workers.checkpoint.format import FORMAT_VERSION, VERSION_READ_MAX, parse_sealed, sealed, shown
 from orch_workers.training.slots import format_generation
 
 GENERATION_BYTES_MAX = 64 << 20
@@ -62,6 +62,6 @@ def reason_of(mark: bytes) -> str:
 def is_void(mark: bytes) -> bool:
     """Whether an older orch set it because it could not read what this one can."""
     try:
-        return 0 < int(json.loads(mark)["needs_version"]) <= FORMAT_VERSION
+        return 0 < int(json.loads(mark)["needs_version"]) <= VERSION_READ_MAX
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return False

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orch_workers.checkpoint.format import FORMAT_VERSION, Manifest, RankManifest
+from orch_workers.checkpoint.format import FORMAT_VERSION, VERSION_READ_MAX, Manifest, RankManifest
 
 Schema = dict[str, Any]
 
-ADDED_LATER = {"digest", "took_s", "blocked_s", "files"}
+ADDED_LATER = {"digest", "took_s", "blocked_s", "files", "shared"}
 """Keys that the first documents of version 1 do not have."""
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _GENERATION = {"type": "string", "pattern": r"^[0-9]{6,}\.[0-9]{6,}$"}
@@ -52,7 +52,8 @@ def schemas() -> dict[str, Schema]:
 def _of(record: type[Manifest | RankManifest], title: str) -> Schema:
     schema = record.model_json_schema(mode="validation")
     schema.pop("description", None)
-    schema["properties"]["version"] = {"const": FORMAT_VERSION}
+    version: Schema = {"const": FORMAT_VERSION}
+    schema["properties"]["version"] = version if record is Manifest else {"enum": [1, VERSION_READ_MAX]}
     schema["properties"]["generation"] = _GENERATION
     schema["properties"]["digest"] = _DIGEST
     # What has a default for older documents is written all the same.

@@ -64,8 +64,9 @@ def verify(
         readable = [(rank, shard) for rank, shard in content.shards() if shard.path not in gone]
         problems += [found for _, shard in readable if (found := header_problem(content, shard))]
         paths = {catalog.path(shard.path) for _, shard in readable}
-        wanted = [ref for ref in refs if ref.path in paths]
-        for part in stream(content, wanted, damaged=problems.append):
+        # What several ranks have alike lies in one place, and is read once.
+        wanted = {(ref.path, ref.file_start): ref for ref in refs if ref.path in paths}.values()
+        for part in stream(content.catalog, wanted, damaged=problems.append):
             read_bytes += len(part.data)
             if moved is not None:
                 moved(len(part.data))

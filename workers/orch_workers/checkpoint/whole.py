@@ -46,7 +46,7 @@ class Whole:
     def read(self, content: Content) -> memoryview:
         """All bytes, in C order, checked against their digests."""
         size_of = {piece: memoryview(bytearray(piece.record.size_bytes)) for piece in self.pieces}
-        for part in stream(content, self.pieces):
+        for part in stream(content.catalog, self.pieces):
             size_of[part.ref][part.start : part.start + len(part.data)] = part.data
         if not self.is_divided:
             return size_of[self.pieces[0]]

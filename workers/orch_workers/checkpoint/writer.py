@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 from orch_workers.checkpoint.catalog import Catalog, RestorePoint
 from orch_workers.checkpoint.chain import Generation, strict_generation, tuple_of
 from orch_workers.checkpoint.direct import phase_of
-from orch_workers.checkpoint.errors import AlreadyExists, NotFound, SnapshotChanged
+from orch_workers.checkpoint.errors import AlreadyExists, Damaged, NotFound, SnapshotChanged
 from orch_workers.checkpoint.format import (
+    FORMAT_VERSION,
     MANIFEST_BYTES_MAX,
+    VERSION_READ_MAX,
     Manifest,
     RankManifest,
     RankRecord,
@@ -30,7 +32,8 @@ from orch_workers.checkpoint.format import (
     encode_rank,
     parse_rank,
 )
-from orch_workers.checkpoint.layout import Layout, layout_of
+from orch_workers.checkpoint.layout import Digests, Layout, Share, layout_of
+from orch_workers.checkpoint.sharing import Agreement, check_shared, rows_of
 from orch_workers.training.slots import HEADER_BYTES, READY, Slot, SlotHeader, format_generation
 
 SHARD_NAMES_TRIES_MAX = 16
@@ -84,51 +87,72 @@ def commit(
     )
 
 
-def write_rank(catalog: Catalog, slot: Slot, *, rank: int, world_size: int) -> RankRecord:
+def write_rank(
+    catalog: Catalog, slot: Slot, *, rank: int, world_size: int, agreement: Agreement | None = None
+) -> RankRecord:
     """Writes one rank's shards and its manifest. When this step's manifest of the rank is there already,
     whole, that one counts: whoever wrote it held a snapshot of the same step of the same generation.
+
+    `agreement`: with the other ranks, so that what is the same on several is written once.
     """
     header, meta = slot.read()
     catalog.assert_admits(tuple_of(header.generation), header.step)
-    return _write_part(catalog, slot, header, meta, rank=rank, world_size=world_size).record
+    return _write_part(
+        catalog, slot, header, meta, rank=rank, world_size=world_size, agreement=agreement
+    ).record
 
 
 class _Part(NamedTuple):
     """What the step's manifest says of one rank, and takes from it."""
 
     record: RankRecord
-    kind: str
-    meta: dict[str, Any]
+    manifest: RankManifest
     stored_bytes: int
     """Of its shards and files."""
 
 
 def _write_part(
-    catalog: Catalog, slot: Slot, header: SlotHeader, meta: dict[str, Any], *, rank: int, world_size: int
+    catalog: Catalog,
+    slot: Slot,
+    header: SlotHeader,
+    meta: dict[str, Any],
+    *,
+    rank: int,
+    world_size: int,
+    agreement: Agreement | None = None,
 ) -> _Part:
     generation, step = tuple_of(header.generation), header.step
     path = catalog.rank_path(generation, step, rank)
+    data = slot.view[HEADER_BYTES : HEADER_BYTES + header.data_bytes]
+    digests: Digests | None = None
+    if agreement is not None:
+        # Also where this rank's part is there already: another one may be waiting to compare.
+        rows, digests = rows_of(meta["entries"], data)
+        agreement.offer(rows)
     existing = _read_part(catalog, generation, step, rank)
     if existing is not None:
         catalog.storage.settle(path)
         return existing
-    layout = layout_of(meta["entries"], header.data_bytes, catalog.storage.shard_bytes)
-    data = slot.view[HEADER_BYTES : HEADER_BYTES + header.data_bytes]
-    shards, tensors = _write_shards(catalog, header, rank, layout, data)
+    owners = None if agreement is None else agreement.owners()
+    share = None if owners is None else Share(rank, owners)
+    layout = layout_of(meta["entries"], header.data_bytes, catalog.storage.shard_bytes, share)
+    shards, tensors = _write_shards(catalog, header, rank, layout, data, digests)
+    shared = [] if digests is None else layout.shared(digests)
     _assert_unchanged(slot, header)
     manifest = RankManifest(
+        version=VERSION_READ_MAX if shared else FORMAT_VERSION,
         job=catalog.job_id,
         generation=format_generation(generation),
         step=step,
         rank=rank,
         world_size=world_size,
         kind=meta.get("kind", "state"),
-        data_bytes=header.data_bytes,
+        data_bytes=layout.data_bytes,
         shards=tuple(shards),
         tensors=(),
         meta={key: value for key, value in meta.items() if key != "entries"},
     )
-    encoded = encode_rank(manifest, tensors)
+    encoded = encode_rank(manifest, tensors, shared)
     try:
         catalog.storage.create(path, encoded)
     except AlreadyExists:
@@ -183,14 +207,19 @@ def _commit_parts(
         part = own.get(rank) or _read_part(catalog, generation, step, rank)
         if part is None:
             raise NotFound(f"{catalog.rank_path(generation, step, rank)}: this rank has not written its part")
+        if part.manifest.world_size != world_size:
+            raise Damaged(
+                f"{catalog.rank_path(generation, step, rank)}: a part of {part.manifest.world_size} ranks' step"
+            )
         parts.append(part)
-    meta = parts[0].meta
+    check_shared([part.manifest for part in parts])
+    meta = parts[0].manifest.meta
     manifest = Manifest(
         job=catalog.job_id,
         generation=format_generation(generation),
         step=step,
         epoch=meta.get("epoch"),
-        kind=parts[0].kind,
+        kind=parts[0].manifest.kind,
         world_size=world_size,
         created_us=time.time_ns() // 1000,
         size_bytes=sum(part.stored_bytes + part.record.size_bytes for part in parts),
@@ -247,22 +276,27 @@ def _part(catalog: Catalog, manifest: RankManifest, data: bytes) -> _Part:
     data_bytes = sum(shard.size_bytes for shard in manifest.shards) + sum(
         f.size_bytes for f in manifest.files
     )
-    return _Part(record, manifest.kind, manifest.meta, data_bytes)
+    return _Part(record, manifest, data_bytes)
 
 
 def _write_shards(
-    catalog: Catalog, header: SlotHeader, rank: int, layout: Layout, data: memoryview
+    catalog: Catalog,
+    header: SlotHeader,
+    rank: int,
+    layout: Layout,
+    data: memoryview,
+    digests: Digests | None,
 ) -> tuple[list[ShardRecord], list[str]]:
     """Writes the shards, some at once, and returns their records and those of their tensors.
 
-    Digests are taken while the bytes are on their way: nothing waits for the other.
+    Digests that are not known yet are taken while the bytes are on their way: nothing waits for the other.
     """
     at_once = catalog.storage.writes_at_once + 1
     with ThreadPoolExecutor(at_once, thread_name_prefix="shards") as pool:
         shards, tensors = [], []
         for number in range(len(layout.pieces)):
             shards.append(pool.submit(_write_shard, catalog, header, rank, layout, number, data))
-            tensors.append(pool.submit(layout.tensors, number, data))
+            tensors.append(pool.submit(layout.tensors, number, data, digests))
         try:
             records = [future.result() for future in tensors]
             return [future.result() for future in shards], [text for text in records if text]
@@ -283,23 +317,23 @@ def _write_shard(
         "step": str(step),
         "rank": str(rank),
     }
-    piece = layout.pieces[number]
-    body = data[piece.start : piece.end]
-    head = layout.header(number, described, phase_of(body))
-    if len(head) + len(body) > catalog.storage.fenced_bytes_max:
+    body = layout.body(number, data)
+    head = layout.header(number, described, phase_of(body[0]) if body else 0)
+    size_bytes = len(head) + sum(map(len, body))
+    if size_bytes > catalog.storage.fenced_bytes_max:
         number = secrets.randbelow(SHARD_NUMBERS)
     for attempt in range(SHARD_NAMES_TRIES_MAX):
         # A name that is taken by an abandoned commit's other content is left to the sweep.
         path = catalog.shard_path(generation, step, rank, number + attempt * 1_000_000)
         try:
-            catalog.storage.create(path, [head, body])
+            catalog.storage.create(path, [head, *body])
         except AlreadyExists:
             if attempt == SHARD_NAMES_TRIES_MAX - 1:
                 raise
             continue
         return ShardRecord(
             path=path.removeprefix(f"{catalog.job_id}/"),
-            size_bytes=len(head) + len(body),
+            size_bytes=size_bytes,
             data_offset=len(head),
             header_digest=digest_of(head),
         )

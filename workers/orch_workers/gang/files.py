@@ -17,6 +17,7 @@ from orch_workers.checkpoint.errors import CheckpointError, StorageError, Storag
 from orch_workers.files.keeper import FilesKeeper
 from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import Candidate
+from orch_workers.gang.sharing import Sharing
 from orch_workers.gang.words import Point, Proposal, Report
 from orch_workers.prepared import Prepared
 from orch_workers.speaking import Launched
@@ -50,7 +51,8 @@ class Deferred:
 class LeaderFilesKeeper(FilesKeeper):
     """Of rank 0. Thread-safe."""
 
-    def __init__(self, *arguments: Any, changed: Callable[[], None], **named: Any) -> None:
+    def __init__(self, *arguments: Any, changed: Callable[[], None], sharing: Sharing, **named: Any) -> None:
+        """`sharing` is for those whose ranks all write a part."""
         super().__init__(*arguments, **named)
         self._changed = changed
         self._deferred: Deferred | None = None

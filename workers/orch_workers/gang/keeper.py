@@ -13,7 +13,8 @@ from orch.model.generation import Generation
 from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
-from orch_workers.checkpoint.errors import CheckpointError, Damaged, StorageRefused
+from orch_workers.checkpoint.errors import CheckpointError, Damaged, SnapshotChanged, StorageRefused
+from orch_workers.gang.sharing import Sharing
 from orch_workers.gang.words import Point, Report
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
 from orch_workers.pacing import Pacing
@@ -29,6 +30,12 @@ Where = tuple[tuple[int, int], int]
 
 WRITTEN_MAX = 8
 """Parts remembered that this rank has brought into storage, the newest."""
+AGREE_LIMIT_S = 30.0
+"""How long a rank waits to be told what of a step it is to write; then it writes all that it holds."""
+AGREE_HURRIED_S = 2.0
+"""The same while somebody waits for the last snapshot to be in storage."""
+AGREE_NEWER_S = 5.0
+"""How long it waits while a newer snapshot waits behind this one."""
 
 
 def where_of(point: Point) -> Where:
@@ -49,10 +56,10 @@ class GangPacing(Pacing):
 class GangKeeper(Keeper):
     """Thread-safe. `changed` is called when there is something new to report."""
 
-    def __init__(self, *arguments: Any, changed: Callable[[], None], **named: Any) -> None:
+    def __init__(self, *arguments: Any, changed: Callable[[], None], sharing: Sharing, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.pacing = GangPacing.of(self._config)
-        self._changed = changed
+        self._changed, self._sharing = changed, sharing
         self._written: list[Where] = []
         self._blocked: dict[Where, float | None] = {}
         self._settled = Generation(0, 0)
@@ -206,18 +213,31 @@ class GangKeeper(Keeper):
         chain = self._chain
         assert chain is not None
         self._begin(chain)
+        where = (filled.snapshot.generation, filled.snapshot.step)
         slot = Slot(filled.snapshot.path)
         try:
-            writer.write_rank(self.catalog, slot, rank=self._config.rank, world_size=self._config.world_size)
+            writer.write_rank(
+                self.catalog,
+                slot,
+                rank=self._config.rank,
+                world_size=self._config.world_size,
+                agreement=self._sharing.about(where, self._waits_for_others),
+            )
         finally:
             slot.close()
-        where = (filled.snapshot.generation, filled.snapshot.step)
         with self._lock:
             self._written = [*(known for known in self._written if known != where), where][-WRITTEN_MAX:]
             self._blocked[where] = filled.info.get("blocked_s")
             while len(self._blocked) > WRITTEN_MAX:
                 del self._blocked[next(iter(self._blocked))]
         self._changed()
+
+    def _waits_for_others(self, waited_s: float) -> bool:
+        """Whether to wait longer until all ranks have told what they hold. SnapshotChanged: nobody wants it now."""
+        with self._lock:
+            if self._closed or (self._filled and waited_s > AGREE_NEWER_S):
+                raise SnapshotChanged("not every rank has this step, and a newer one waits")
+            return waited_s <= (AGREE_HURRIED_S if self._hurry else AGREE_LIMIT_S)
 
     def join(self, limit_s: float) -> None:
         """After `close`: what was being written is written, or has failed."""

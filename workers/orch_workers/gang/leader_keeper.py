@@ -198,6 +198,10 @@ class LeaderKeeper(GangKeeper):
         except NotFound:
             self._give_up(where)  # its parts were removed: what came after it is there
             return True
+        except Damaged as error:
+            self._give_up(where)
+            self._note(f"step {where[1]} cannot become a checkpoint: {error}")
+            return True
         except Exception as error:
             # Storage's, or a fault of ours: neither may end the keeping of the state.
             self._set_trouble(f"step {where[1]} is not committed yet: {error}")

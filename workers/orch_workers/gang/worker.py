@@ -27,6 +27,7 @@ from orch_workers.gang.leader import AGREE_SHARE, Leader
 from orch_workers.gang.leader_keeper import LeaderKeeper
 from orch_workers.gang.member import Member, Say, first_report
 from orch_workers.gang.rendezvous import fresh_port
+from orch_workers.gang.sharing import KINDS, Sharing
 from orch_workers.gang.words import (
     FAILED,
     IDLE,
@@ -77,6 +78,7 @@ class GangWorker(Worker):
             config.attempt, config.placed_by, config.rank, Place(node=node, address=address, devices=devices)
         )
         self._member = Member(first, self, say, config.world_size, starts_settled=bool(config.files))
+        self._sharing = Sharing(config.rank, config.world_size, say)
         self._holdings: GangKeeper | LeaderFilesKeeper | None = None
         if config.rank == 0:
             self._leader = Leader(config.attempt, config.placed_by, config.world_size, self, fresh_port)
@@ -99,7 +101,10 @@ class GangWorker(Worker):
 
     def heard(self, document: Mapping[str, Any]) -> None:
         """A message from another agent of this job."""
-        self._member.heard(document)
+        if document.get("kind") in KINDS:
+            self._sharing.heard(document)
+        else:
+            self._member.heard(document)
 
     def retire(self, limit_s: float) -> None:
         """Another worker takes over in this very process: nothing of this one goes on when this returns."""
@@ -129,7 +134,8 @@ class GangWorker(Worker):
         files = bool(self._config.files)
         of_leader = LeaderFilesKeeper if files else LeaderKeeper
         kind = of_leader if self._config.rank == 0 else OtherFilesKeeper if files else GangKeeper
-        self._holdings = kind(self._config, secrets, changed=self._member.poke, **self._of_keeper())
+        talk: dict[str, Any] = {"changed": self._member.poke, "sharing": self._sharing}
+        self._holdings = kind(self._config, secrets, **talk, **self._of_keeper())
         return self._holdings
 
     def _ready(self) -> None:
