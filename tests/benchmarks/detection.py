@@ -28,8 +28,6 @@ OF_RAY = {
 """Ray 2.60 as it comes."""
 SIDES = {"orch": DETECTION, "ray": OF_RAY}
 SEEN_LIMIT_S = 180.0
-SETTLES_S = 6.0
-"""After the start of a node, longer than the initial delay of its health checks."""
 
 
 def measure(repetitions: int, console: Console) -> Report:
@@ -51,11 +49,14 @@ def measure(repetitions: int, console: Console) -> Report:
 def _once(server: Server) -> dict[str, float]:
     nodes: list[Node] = []
     try:
-        for _ in range(2):
+        for _ in range(3):
             nodes.append(Node(server))
             nodes[-1].ready()
-        killed, frozen = nodes
-        time.sleep(SETTLES_S)
+        killed, frozen, newest = nodes
+        # Health checks of a node begin some time after its start: when the newest one's have found something, so have
+        # all begun.
+        newest.freeze()
+        wait_for("health checks have begun", lambda: not newest.alive, SEEN_LIMIT_S)
         raylet = killed.raylet()
         assert raylet is not None
         frozen.freeze()

@@ -17,7 +17,7 @@ from support.server import Server, wait_for
 
 pytestmark = pytest.mark.chaos
 
-SLOWLY = "--set=env.PACE_S=0.04"
+SLOWLY = "--set=env.PRODUCTS=20"
 OFTEN = "--set=restart.max_failures=20"
 READY_LIMIT_S = 240.0
 """At the lowest priority, beside everything else that runs on the machine."""

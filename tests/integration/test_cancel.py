@@ -120,7 +120,6 @@ for _ in itertools.count():
     run.step()
     if run.step_count == 5:
         print("five", flush=True)
-    import time; time.sleep(0.01)
 """
 
 

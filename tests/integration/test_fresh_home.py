@@ -19,14 +19,15 @@ from support.server import Server
 pytestmark = pytest.mark.integration
 
 TRAIN = '''
-import os, random, time
+import os, random
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 import orch
 
-EPOCHS, PACE_S = 2, float(os.environ["PACE_S"])
+EPOCHS, WEIGHTY = 2, torch.ones(448, 448)
+STOPPED_HERE = 40 if "STOPPED" in os.environ else None
 
 
 class Augmented(Dataset):
@@ -58,8 +59,8 @@ def main():
             loss.backward()
             optimizer.step()
             scheduler.step()
-            if run.step_count >= 40 and run.restored_step is None:
-                time.sleep(PACE_S)  # stopped here
+            while run.step_count == STOPPED_HERE and run.restored_step is None and not run.should_stop:
+                torch.mm(WEIGHTY, WEIGHTY)  # a long step
             run.step(loss=loss)
             if run.step_count == 40:
                 print("step 40", flush=True)
@@ -134,11 +135,11 @@ def test_starting_what_runs_is_harmless(fresh: Server, two: tuple[str, str]) -> 
 def test_stopped_and_started_in_the_middle(fresh: Server, two: tuple[str, str], tmp_path: Path) -> None:
     """The same bytes as undisturbed, loader workers and random augmentation included; the stop loses no step."""
     folder = write_job(
-        tmp_path / "work", "python train.py", {"train.py": TRAIN}, name="pytorch", env={"PACE_S": "0"},
+        tmp_path / "work", "python train.py", {"train.py": TRAIN}, name="pytorch",
         outputs=["final.pt"], checkpoint={"every": {"steps": 25}}, resources={"cpus": 0.5},
     )  # fmt: skip
     undisturbed = fresh.submit(folder)
-    job = fresh.submit(folder, "--set", "env.PACE_S='1'")
+    job = fresh.submit(folder, "--set", "env.STOPPED=yes")
     follower = Following(fresh, "logs", "-f", job)
     fresh.wait(undisturbed)
     wait_output(fresh, job, "step 40")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent.parent / "chaos" / "gang_jobs"
 STEPS = 300
 """Of that job, on every rank."""
-SLOWLY = "--set=env.PACE_S=0.02"
+SLOWLY = "--set=env.PRODUCTS=20"
 """So that it still works when what is to happen to it happens."""
 
 

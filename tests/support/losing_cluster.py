@@ -33,7 +33,7 @@ def lease_over(rng: random.Random) -> dict[str, Any]:
 
 def _cluster_frozen(server: Server, rng: random.Random) -> dict[str, Any]:
     """The controller is there all the time, and must not be taken for the cluster."""
-    settings = ("checkpoint.every.seconds=1000", "env.PACE_S=0.03", f"env.STEPS={STEPS_FEW}")
+    settings = ("checkpoint.every.seconds=1000", "env.PRODUCTS=30", f"env.STEPS={STEPS_FEW}")
     victim = Victim(server, *(f"--set={setting}" for setting in settings))
     victim.wait_step(rng.randrange(STEPS // 20, STEPS // 10))
     agent, training = (victim.events(kind)[-1]["pid"] for kind in ("AgentUp", "ProcessStarted"))

@@ -27,7 +27,7 @@ def elsewhere() -> Iterator[Server]:
 def kill_head(server: Server, rng: random.Random, undisturbed: bytes) -> dict[str, Any]:
     """One job on the other node while everything on the head's machine is killed; what it took, checked."""
     address = recorded_address(server.home)
-    victim = Victim(server, "--set=resources.gpus=1", "--set=env.PACE_S=0.02")
+    victim = Victim(server, "--set=resources.gpus=1", "--set=env.PRODUCTS=30")
     victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 1)
     victim.wait_step(rng.randrange(STEPS // 6, STEPS // 3))
     training, agent = server.pid(victim.id, "ProcessStarted"), server.pid(victim.id, "AgentUp")

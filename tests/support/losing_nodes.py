@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GRACE_S = 20.0
 """Time for one step and one small checkpoint, many times over."""
 GONE_LIMIT_S = 60.0
-AWAKE = "--set=env.PACE_S=0.02"
+AWAKE = "--set=env.PRODUCTS=20"
 """So that the successor still works when the one that slept wakes up."""
 
 

@@ -105,12 +105,14 @@ class Victim:
 
 
 class Held(Victim):
-    """Does no step from `hold` to `let_go`, whoever is killed in between."""
+    """Does no step from `hold` (with `at`: from that step on) to `let_go`, whoever is killed in between."""
 
-    def __init__(self, server: Server, *options: str) -> None:
+    def __init__(self, server: Server, *options: str, at: int | None = None) -> None:
         self._file = server.home / f"hold-{secrets.token_hex(4)}"
         self._held = contextlib.ExitStack()
-        super().__init__(server, f"--set=env.HOLD={self._file}", *options)
+        if at is not None:
+            self.hold()
+        super().__init__(server, f"--set=env.HOLD={self._file}", f"--set=env.HOLD_FROM={at or 0}", *options)
 
     def hold(self) -> None:
         self._held.enter_context(held(self._file))

@@ -90,7 +90,7 @@ def clock(rng: random.Random, count: int) -> dict[str, Any]:
     ):
         calm = Victim(server)
         calm.finish()
-        victim = Victim(server, "--set=env.STEPS=600", "--set=env.PACE_S=0.02")
+        victim = Victim(server, "--set=env.STEPS=600", "--set=env.PRODUCTS=20")
         victim.wait_event("CheckpointCommitted", lambda data: data["step"] > 1)
         for number in range(count):
             fake.jump(rng.choice([HOUR_S, -HOUR_S, 0]))

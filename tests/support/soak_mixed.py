@@ -21,7 +21,7 @@ PAUSE_S = (0.5, 5.0)
 """Between two blows."""
 CANCELLED_SHARE = 0.1
 OPTIONS = (
-    "--set=env.PACE_S=0.01",
+    "--set=env.PRODUCTS=10",
     "--set=restart.max_failures=1000",
 )
 END_LIMIT_S = 300.0

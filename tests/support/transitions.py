@@ -57,7 +57,7 @@ class Life:
         """
         self.act, self.restarts, self.ends, self.at_once = act, restarts, ends, at_once
         self.begin, self.then, self.takes_a_minute = begin, then, takes_a_minute
-        self.options = ("--set=env.PACE_S=0.03",) if slow else ()
+        self.options = ("--set=env.PRODUCTS=30",) if slow else ()
         self.places = [
             f"{name}:{moment}"
             for name in names

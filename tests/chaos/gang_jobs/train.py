@@ -2,8 +2,8 @@
 its own dropout, and all of them one model.
 """
 
+import contextlib
 import os
-import time
 from pathlib import Path
 
 import torch
@@ -17,12 +17,15 @@ import orch
 
 STEPS, BATCH = int(os.environ.get("STEPS", "300")), 4
 HOLD = Path(os.environ.get("HOLD", "no such file"))
-PACE_S = float(os.environ.get("PACE_S", "0.004"))
+"""A pipe while it is there: no step is done until its other end has been closed."""
+PRODUCTS = int(os.environ.get("PRODUCTS", "4"))
+"""Work of every step, about a millisecond each: so many products of WEIGHTY with itself, whose result nobody uses."""
 
 dist.init_process_group("gloo")
 torch.manual_seed(7)
 torch.set_num_threads(1)
 x = torch.randn(400, 8)
+WEIGHTY = torch.ones(448, 448)
 model = DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.1), nn.Linear(16, 1)))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 4], gamma=0.5)
@@ -39,9 +42,10 @@ for epoch in run.epochs(STEPS // len(loader)):
         loss = nn.functional.mse_loss(model(inputs), wanted)
         loss.backward()
         optimizer.step()
-        time.sleep(PACE_S)
-        while HOLD.exists():
-            time.sleep(PACE_S)
+        for _ in range(PRODUCTS):
+            torch.mm(WEIGHTY, WEIGHTY)
+        with contextlib.suppress(FileNotFoundError):
+            HOLD.read_bytes()
         run.step(loss=loss)
     scheduler.step()
 

@@ -13,12 +13,16 @@ import orch
 
 STEPS, BATCH = int(os.environ.get("STEPS", "600")), 4
 HOLD = Path(os.environ.get("HOLD", "no such file"))
-"""A pipe while it is there: no step is done until its other end has been opened and closed."""
-PACE_S = float(os.environ.get("PACE_S", "0.004"))
+"""A pipe while it is there: no step is done until its other end has been closed."""
+HOLD_FROM = int(os.environ.get("HOLD_FROM", "0"))
+"""Steps before it are done whatever is there."""
+PRODUCTS = int(os.environ.get("PRODUCTS", "4"))
+"""Work of every step, about a millisecond each: so many products of WEIGHTY with itself, whose result nobody uses."""
 
 torch.manual_seed(7)
 torch.set_num_threads(1)
 x = torch.randn(400, 8)
+WEIGHTY = torch.ones(448, 448)
 model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.1), nn.Linear(16, 1))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 4], gamma=0.5)
@@ -34,9 +38,11 @@ for _ in run.epochs(STEPS * BATCH // len(x)):
         loss = nn.functional.mse_loss(model(inputs), wanted)
         loss.backward()
         optimizer.step()
-        time.sleep(PACE_S)  # long enough to be killed in the middle of it
-        with contextlib.suppress(FileNotFoundError):
-            HOLD.read_bytes()
+        for _ in range(PRODUCTS):
+            torch.mm(WEIGHTY, WEIGHTY)
+        if run.step_count >= HOLD_FROM:
+            with contextlib.suppress(FileNotFoundError):
+                HOLD.read_bytes()
         run.step(loss=loss)
         now_s = time.monotonic()
         gap_max_s = max(gap_max_s, now_s - before_s) if before_s is not None else 0.0

@@ -18,7 +18,7 @@ from support.workers import LIMIT_S
 
 G1, G2 = "000001.000001", "000001.000002"
 AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
-FOR_EVER = "train(10**9, save_every=10**9, pace_s=0.005)"
+FOR_EVER = "train(10**9, save_every=10**9, thousands=10)"
 
 
 @pytest.fixture
@@ -75,7 +75,9 @@ def test_told_to_leave_while_nothing_runs_yet_all_are_over(gang):
 
 
 def test_saves_by_the_clock_are_of_one_step_on_all_ranks(machine):
-    gang = Gang(machine, policy=AT_ONCE, every_seconds=0.2).start("train(150, save_every=10**9, pace_s=0.01)")
+    gang = Gang(machine, policy=AT_ONCE, every_seconds=0.2).start(
+        "train(150, save_every=10**9, thousands=20)"
+    )
     assert gang.wait_over() == ["succeeded", "succeeded"]
     steps = [event["step"] for event in gang.ranks[0].told("CheckpointCommitted")]
     assert steps[0] == 1
@@ -106,7 +108,7 @@ def test_what_only_one_rank_has_saved_is_not_restored(gang, machine):
         def at(job):
             if RANK == 1 and job.step == 21 and os.environ["ORCH_GENERATION"].endswith("1"):
                 os.kill(os.getpid(), 9)
-        train(60, save_every=3, pace_s=0.005, at=at)
+        train(60, save_every=3, thousands=10, at=at)
         """
     )
     assert gang.wait_over() == ["succeeded", "succeeded"]

@@ -72,7 +72,7 @@ def test_the_leader_tells_of_all_ranks_and_names_the_slow_one(machine):
         job = Trainee()
         while True:
             job.steps(1)
-            time.sleep(0.05 if RANK else 0.01)
+            work(100 if RANK else 20)
         """
     )
 
@@ -93,8 +93,7 @@ def test_it_is_said_that_only_some_ranks_call_orch_training(machine, monkeypatch
     gang = Gang(machine, policy=AT_ONCE).start(
         """
         job = None if RANK else Trainee()
-        while True:
-            time.sleep(0.01)
+        signal.pause()
         """
     )
     gang.ranks[0].wait_note("rank 1 does not call orch.training() and others do")
