@@ -28,6 +28,8 @@ session, one seed.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # `just test &` in a script: every process below would ignore Ctrl-C too, which is what some tests are about.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# As Ctrl-C: whoever ends the tests ends what they started too.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -35,7 +35,7 @@ from support import (
 from support.leftovers import assert_nothing_left
 from support.nodes import Pool
 from support.recovery import STEPS, Victim, assert_chain_kept, assert_recovered, placement_groups, starts
-from support.server import Server, own_server, wait_for
+from support.server import Server, leave_on_sigterm, own_server, wait_for
 
 LONG = ("--set=env.STEPS=9000",)
 """The job of the kills: long enough to be killed twenty times."""
@@ -195,6 +195,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="instead of each part's own number of repetitions")
     parser.add_argument("--only", metavar="NAME,…", default="", help="of rows and transitions: only these")
     given = parser.parse_args()
+    leave_on_sigterm()
     os.environ[some.VARIABLE] = given.only
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False

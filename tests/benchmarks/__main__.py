@@ -13,6 +13,7 @@ from rich.console import Console
 from tests.benchmarks import commands, detection, recovery, report
 
 from orch.model.units import parse_size_bytes
+from support.server import leave_on_sigterm
 
 REPETITIONS = 7
 NAMES = ("recovery", "submit", "status", "detection")
@@ -41,6 +42,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of to stdout")
     given = parser.parse_args()
+    leave_on_sigterm()
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     if given.n < 1:

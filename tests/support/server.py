@@ -55,7 +55,12 @@ def own_server(config: str = "", *options: str, env: dict[str, str] | None = Non
         yield server
     finally:
         server.put_away()
-    shutil.rmtree(home)
+        shutil.rmtree(home)
+
+
+def leave_on_sigterm() -> None:
+    """What was started is put away too when this process is told to end (`timeout`, a CI that was cancelled)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 class Server:

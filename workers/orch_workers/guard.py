@@ -37,7 +37,8 @@ KILL_AGAIN_MIN_S, KILL_AGAIN_MAX_S = 0.02, 0.5
 SHELLS = frozenset({"sh", "dash", "bash", "zsh", "ksh", "ksh93", "mksh", "ash", "busybox", "fish"})
 
 IDLE_NICE = 19
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Process(NamedTuple):
@@ -277,8 +278,10 @@ class Guard:
         os.set_blocking(self.exec_error, False)
         # Blocked until the child has given up our handlers: a TERM that comes in between must not be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        me = os.getpid()
         pid = os.fork()
         if pid == 0:
+            _die_with(me)
             _become(message, child_error)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(child_error)
@@ -294,6 +297,16 @@ def tell(events: int, event: dict[str, Any]) -> None:
     # If the agent is gone, the end of the control pipe says so too.
     with contextlib.suppress(OSError):
         os.write(events, json.dumps(event).encode() + b"\n")
+
+
+def _die_with(guard: int) -> None:
+    """In the new child: the command ends with its guard, whoever kills that, and although nobody may be left to sweep.
+
+    Its own children do not inherit this (prctl(2), PR_SET_PDEATHSIG): they are the agent's to sweep.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != guard:  # killed before the line above
+        os._exit(128 + signal.SIGKILL)
 
 
 def _become(message: dict[str, Any], error: int) -> NoReturn:
@@ -344,9 +357,8 @@ def main(control: int, events: int, state_dir: str, agent_pid: int) -> None:
         os._exit(0)
     os.setsid()
     os.chdir("/")
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NAME, b"orch-guard", 0, 0, 0)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    _libc.prctl(_PR_SET_NAME, b"orch-guard", 0, 0, 0)
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         tell(
             events, {"event": "refused", "message": "this kernel has no child subreaper (Linux 3.4 or newer)"}
         )

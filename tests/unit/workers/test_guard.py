@@ -59,28 +59,49 @@ def test_a_command_that_cannot_start_says_so_in_the_log(tmp_path, argv, code, wo
     assert words in command.log
 
 
-def test_a_killed_agents_tree_dies_with_it(tmp_path, fifo):
-    """The agent is a process of its own here, and is killed with SIGKILL."""
-    agent_code = textwrap.dedent(
+def an_agent(folder: Path, then: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A process of its own that has a guarded TREE, and the numbers that it prints `then`."""
+    code = textwrap.dedent(
         f"""
-        import sys, threading
+        import subprocess, sys, threading
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from pathlib import Path
         from support.processes import Command
-        command = Command(Path({str(tmp_path)!r}), [sys.executable, "-c", {TREE!r}, "stay"])
-        print(command.process._guard[0], flush=True)
-        threading.Event().wait()
+        command = Command(Path({str(folder)!r}), [sys.executable, "-c", {TREE!r}, "stay"])
         """
     )
-    agent = subprocess.Popen([sys.executable, "-c", agent_code], stdout=subprocess.PIPE)
+    agent = subprocess.Popen(
+        [sys.executable, "-c", f"{code}{then}\nthreading.Event().wait()"], stdout=subprocess.PIPE
+    )
     assert agent.stdout is not None
-    guard_pid = int(agent.stdout.readline())
+    return agent, [int(word) for word in agent.stdout.readline().split()]
+
+
+GUARD_AND_COMMAND = "print(command.process._guard[0], command.process.pid, flush=True)"
+
+
+def test_a_killed_agents_tree_dies_with_it(tmp_path, fifo):
+    agent, [guard_pid, _] = an_agent(tmp_path, GUARD_AND_COMMAND)
     pids = fifo.pids(TREE_SIZE)
     assert all(is_alive(pid) for pid in pids)
     agent.kill()
     agent.communicate()
     for pid in [*pids, guard_pid]:
         wait_dead(pid)
+
+
+def test_the_command_ends_with_its_guard_when_nobody_is_left_to_sweep(tmp_path, fifo):
+    agent, [guard_pid, command_pid] = an_agent(tmp_path, GUARD_AND_COMMAND)
+    pids = fifo.pids(TREE_SIZE)
+    try:
+        os.kill(agent.pid, signal.SIGSTOP)
+        os.kill(guard_pid, signal.SIGKILL)
+        wait_dead(command_pid)
+    finally:
+        agent.kill()
+        agent.communicate()
+        for pid in pids:
+            guard.send(pid, signal.SIGKILL)
 
 
 def test_the_guard_is_no_child_of_the_agent(tmp_path, fifo):
@@ -96,22 +117,11 @@ def test_the_guard_is_no_child_of_the_agent(tmp_path, fifo):
 
 def test_a_pipe_end_that_somebody_inherited_does_not_keep_a_dead_agents_tree_alive(tmp_path, fifo):
     """The guard also watches the agent itself."""
-    agent_code = textwrap.dedent(
-        f"""
-        import os, subprocess, sys, threading
-        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from pathlib import Path
-        from support.processes import Command
-        command = Command(Path({str(tmp_path)!r}), [sys.executable, "-c", {TREE!r}, "stay"])
-        control = command.process._control
-        holder = subprocess.Popen(["sleep", "1000"], pass_fds=[control], stdout=subprocess.DEVNULL)
-        print(holder.pid, flush=True)
-        threading.Event().wait()
-        """
-    )
-    agent = subprocess.Popen([sys.executable, "-c", agent_code], stdout=subprocess.PIPE)
-    assert agent.stdout is not None
-    holder = int(agent.stdout.readline())
+    inherits = """
+control = command.process._control
+print(subprocess.Popen(["sleep", "1000"], pass_fds=[control], stdout=subprocess.DEVNULL).pid, flush=True)
+"""
+    agent, [holder] = an_agent(tmp_path, inherits)
     try:
         pids = fifo.pids(TREE_SIZE)
         agent.kill()
