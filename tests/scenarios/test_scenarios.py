@@ -58,6 +58,8 @@ NOT_FAILURES = {
     "cancelled_in_the_queue",
     "cancel_hangs",
     "finished_while_cancelled",
+    "resumed",
+    "resumed_at_a_step",
     "turn_lost",
 }
 """What people and the queue do."""

@@ -73,11 +73,19 @@ class Agent:
     """One rank's agent; that of rank 0 leads: it numbers the restarts and decides about them."""
 
     def __init__(
-        self, world: World, job: str, rank: int, placed: int, node: Node, *, policy_document: Any
+        self,
+        world: World,
+        job: str,
+        rank: int,
+        placed: int,
+        node: Node,
+        *,
+        policy_document: Any,
+        resumed: int | None,
     ) -> None:
         self.world, self.job, self.rank, self.node = world, job, rank, node
         self.placed = self.attempt = placed
-        self.policy = policy_document
+        self.policy, self.resumed = policy_document, resumed or 0
         self.alive, self.up, self.outcome = True, False, ""
         self.process: Process | None = None
         self.restart, self.step, self.told_recovered = 0, 0, False
@@ -101,7 +109,8 @@ class Agent:
         for event in backlog:  # what predecessors on this machine could not deliver
             self.world.send(self, event)
         self.tell(AgentUp(attempt=self.placed, rank=self.rank, node=self.node.name))
-        done = [event for event in backlog if isinstance(event, WorkerEnded) and event.outcome == "succeeded"]
+        ends = [e for e in backlog if isinstance(e, WorkerEnded) and e.attempt >= self.resumed]
+        done = [event for event in ends if event.outcome == "succeeded"]
         if done and self.rank == 0:  # finished, and killed before it could say so: nothing is run twice
             self.end("succeeded")
         elif self.rank == 0:
@@ -179,7 +188,7 @@ class Agent:
             self.end("stopped", "a newer generation exists")
             return
         storage.forked(generation, point)
-        self.world.restored(self.job, point)
+        self.world.restored(self.job, generation, point)
         for agent in gang:
             agent.process = Process(generation, agent.node.name)
             self.world.start_process(self.job, agent.process)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orch.model.generation import Generation
 from orch_workers.checkpoint.chain import Chain
 
 if TYPE_CHECKING:
-    from orch.model.generation import Generation
+    from orch.model.states import Branch
 
 
 @dataclass
@@ -20,6 +21,8 @@ class Storage:
     """Highest step that was ever committed on the chain as it stood then, less what was damaged or poisoned since."""
     chain: Chain | None = None
     """Of the newest generation, as the workers keep it: what they restore is chosen with it."""
+    chains: dict[Generation, Chain] = field(default_factory=dict)
+    """Of every generation, as it wrote it down."""
     quarantined: set[tuple[Generation, int]] = field(default_factory=set)
     away: bool = False
 
@@ -35,12 +38,28 @@ class Storage:
         self.parents[generation] = (newest, step)
         return True
 
+    def whole(self) -> set[tuple[Generation, int]]:
+        """What was committed and reads, on the chain or off it."""
+        return self.manifests - self.quarantined
+
+    def branch(self, branch: Branch) -> None:
+        """Written down before anything of the attempt starts; what was saved past the fork is left behind."""
+        generation = Generation(branch.attempt, 0)
+        newest = self.newest
+        if newest is not None and newest >= generation:
+            return
+        self.parents[generation] = (branch.generation, branch.step)
+        self.chain = self.chains[branch.generation].fork(generation, branch.generation, branch.step)
+        self.chains[generation] = self.chain
+        self.best_on_chain = branch.step
+
     def forked(self, generation: Generation, point: tuple[Generation, int] | None) -> None:
         """The workers' own chain, after `generation` has restored `point`."""
         if self.chain is None or point is None:
             self.chain = Chain.root(generation)
         else:
             self.chain = self.chain.fork(generation, *point)
+        self.chains[generation] = self.chain
 
     def admits(self, generation: Generation, step: int) -> bool:
         """Whether (generation, step) lies on the chain of the newest generation, at or before each fork."""
@@ -59,8 +78,7 @@ class Storage:
 
     def restore_points(self) -> list[tuple[Generation, int]]:
         """As the workers choose: by their chain, newest first, without what is in quarantine."""
-        whole = self.manifests - self.quarantined
-        return sorted((m for m in whole if self.takes(*m)), key=lambda m: (m[1], m[0]), reverse=True)
+        return sorted((m for m in self.whole() if self.takes(*m)), key=lambda m: (m[1], m[0]), reverse=True)
 
     def takes(self, generation: Generation, step: int) -> bool:
         return self.chain is not None and self.chain.admits(tuple(generation), step)

@@ -126,6 +126,8 @@ class World:
             *(partial(fault, self) for fault in (drain_node, kill_node, hang, storage_away, damage)),
             self._cancel,
             self._block,
+            self._resume,
+            self._resume,
         ]
 
     def some_job(self) -> str:
@@ -203,6 +205,24 @@ class World:
             self.cancelled.add(job)
             self.controller.tell(job, CancelRequested(now=self.chance(0.3)))
 
+    def _resume(self) -> None:
+        """Whatever the job does at the moment, but for ending: that is to be waited for, and the API says so."""
+        name = self.some_job()
+        job = self.controller.store.jobs[name]
+        if not self.controller.up or job.state is State.STOPPING:
+            return
+        self.resumed.add(name)
+        self.flaws[name].mended()
+        points = sorted(self.storages[name].whole())
+        if not points or self.chance(0.5):
+            self.controller.tell(name, ResumeRequested())
+            return
+        generation, step = self.random.choice(points)
+        budgets = {**job.budgets, "max_failures": 3}
+        self.controller.tell(
+            name, ResumeRequested(at_step=step, at_generation=generation, budgets=budgets, grace_s=0.5)
+        )
+
     def _block(self) -> None:
         job = self.some_job()
         if self.controller.up:
@@ -271,12 +291,22 @@ class World:
         gang = next((g for g in self.gangs if (g.job, g.attempt) == (job, command.gang_attempt)), None)
         if gang is None or not gang.nodes:
             return False
+        if command.branch is not None:
+            self.storages[job].branch(command.branch)
         if not any(a.alive and (a.rank, a.placed) == (rank, command.attempt) for a in self.agents(job)):
             node = next(node for node in self.nodes if node.name == gang.nodes[rank])
             if not node.alive:
                 return False
             self.all_agents.append(
-                Agent(self, job, rank, command.attempt, node, policy_document=command.policy)
+                Agent(
+                    self,
+                    job,
+                    rank,
+                    command.attempt,
+                    node,
+                    policy_document=command.policy,
+                    resumed=command.resumed,
+                )
             )
         return True
 
@@ -338,12 +368,16 @@ class World:
             return kept, "memory"
         return stored, "storage"
 
-    def restored(self, job: str, point: tuple[Generation, int] | None) -> None:
+    def restored(self, job: str, generation: Generation, point: tuple[Generation, int] | None) -> None:
         """Called right after the new generation has begun: it has just forked where it restored."""
         storage = self.storages[job]
         step = 0 if point is None else point[1]
         assert step >= storage.best_on_chain, f"{job}: a checkpoint on the chain was lost"
         assert point is None or storage.admits(*point), f"{job}: restored from off the chain"
+        branch = self.controller.store.jobs[job].branch
+        if branch is not None and point is not None and generation.attempt >= branch.attempt:
+            of_branch = point[0].attempt >= branch.attempt or step <= branch.step
+            assert of_branch, f"{job}: restored {point} instead of step {branch.step}, which was asked for"
 
     # --- what must hold ---
 

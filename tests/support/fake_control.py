@@ -23,6 +23,7 @@ from orch.control.service import (
     LogChunk,
     LogQuery,
     PlacementCheck,
+    Resumption,
     Submission,
 )
 from orch.control.store import Store, now_us
@@ -45,6 +46,7 @@ class FakeControlService:
         self._rng = random.Random(7)
         self.outputs_of: dict[str, Mapping[str, bytes]] = {}
         self.preempted: list[tuple[str, float]] = []
+        self.resumed: list[tuple[str, Resumption]] = []
         self.stopped = False
         self.broken_after: int | None = None
         self.closed_downloads = 0
@@ -124,6 +126,10 @@ class FakeControlService:
         if self.store.state(job) != State.RUNNING:
             raise WrongUse(f"{job} has no place that it could leave")
         self.preempted.append((job, grace_s))
+        return self.job(job)
+
+    def resume(self, job: str, asked: Resumption) -> Document:
+        self.resumed.append((job, asked))
         return self.job(job)
 
     def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:

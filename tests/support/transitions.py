@@ -85,6 +85,11 @@ def _preempt(victim: Victim) -> None:
     victim.server.cli("preempt", victim.id, "--no-wait")
 
 
+def _resume(victim: Victim) -> None:
+    _trained(victim)
+    victim.server.cli("resume", victim.id, "--set", "env.RESUMED=1")
+
+
 def _cancel(victim: Victim) -> None:
     _trained(victim)
     victim.server.cli("cancel", victim.id, "--no-wait")
@@ -148,6 +153,7 @@ LIVES = {
     "agent lost": Life(["AgentLost"], _lose_agent, restarts=1, at_once=1),
     "preempted": Life(["PreemptRequested", "StopAgents"], _preempt, restarts=1, slow=True),
     "placed again": Life(["RemoveGang", "GangRemoved"], _preempt, restarts=1, at_once=1, slow=True),
+    "resumed": Life(["ResumeRequested", "RecordResume"], _resume, restarts=1, slow=True),
     "cancelled": Life(["CancelRequested"], _cancel, ends="CANCELLED", slow=True),
     "controller killed": Life(["Adopted"], _kill_controller, slow=True),
     "noticed": Life(["PreemptionNoticed"], _preempt, restarts=1, at_once=1, slow=True),
@@ -161,7 +167,6 @@ LIVES = {
 }
 
 NO_LIFE = {
-    "ResumeRequested": "nothing in orch asks for it yet",
     "GangLost": "needs a gang that is taken away while its agents are there",
     "TurnLost": "needs a second job that goes first",
     "RaiseAttempt": "needs several ranks",

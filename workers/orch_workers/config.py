@@ -75,6 +75,16 @@ class WorkerConfig:
     policy: Mapping[str, Any] = field(default_factory=dict)
     """`{"budgets", "charges", "history", "seed"}` of orch_policies.restart."""
 
+    resumed: int = 0
+    """The first attempt after the last `orch resume`: an end that an earlier one left here is not this one's."""
+    branch: int = 0
+    """The first attempt on the branch that was asked for; what memory holds of earlier ones may lie off it."""
+
+    @property
+    def trusted_from(self) -> int:
+        """From this attempt on a chain that was left on this machine is the newest, whatever storage says."""
+        return max(self.attempt - 1, self.branch)
+
     @property
     def placed_by(self) -> int:
         return self.attempt if self.placed_attempt is None else self.placed_attempt

@@ -110,7 +110,7 @@ class Keeper(Speaking):
         """
         local = self._staging.load_lineage()
         # The agent before this one was here and left its chain: nothing newer than its memory can be elsewhere.
-        self._memory_is_newest = local is not None and local.generation[0] >= self._config.attempt - 1
+        self._memory_is_newest = local is not None and local.generation[0] >= self._config.trusted_from
         self._begun = self._patiently(self.catalog.chain, local if self._memory_is_newest else None)
         if local is not None and self._begun is not None and self._begun.generation > local.generation:
             self._memory_is_newest = False

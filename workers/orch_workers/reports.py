@@ -47,9 +47,9 @@ class Reports:
         """Entries that agents of this rank left on this machine before this one started, oldest first."""
         return self._backlog
 
-    def left_behind(self, attempt: int) -> tuple[int, dict[str, Any] | None]:
+    def left_behind(self, attempt: int, *, since: int = 0) -> tuple[int, dict[str, Any] | None]:
         """What this machine's journals say for whoever comes after: the highest restart of `attempt`, and the end of
-        the newest attempt up to it, if its worker had ended.
+        the newest attempt from `since` up to it, if its worker had ended.
         """
         restarts = [
             Generation.parse(entry["event"]["generation"]).restart
@@ -60,7 +60,7 @@ class Reports:
         ends = [
             e["event"]
             for e in self._backlog
-            if e["attempt"] == newest and e["event"]["type"] == "WorkerEnded"
+            if e["attempt"] == newest >= since and e["event"]["type"] == "WorkerEnded"
         ]
         return max(restarts, default=0), ends[-1] if ends else None
 

@@ -36,9 +36,10 @@ from orch_workers.process.sampling import Sampler
 from orch_workers.process.stacks import read_stacks
 from orch_workers.recovery import Recovery
 from orch_workers.reports import Reports
+from orch_workers.resuming import left_here
 from orch_workers.stops import Stop
 from orch_workers.telling import Telling
-from orch_workers.written import read_down, write_down
+from orch_workers.written import write_down
 
 TICK_S = 0.25
 """How often the loop looks at the progress page when nothing happens."""
@@ -159,9 +160,8 @@ class Worker:
         self._recovery.reached = self._launcher.prepare()
         self._keeper.attach(self._launcher)
         self._keeper.open()
-        restart, end = self._reports.left_behind(self._config.attempt)
+        restart, end, done = left_here(self._config, self._reports)
         self._generation = Generation(self._config.attempt, restart)
-        done = read_down(self._config.paths.done)
         if end is not None and end["outcome"] == "failed":
             # Decided, and not told: the agent before this one died with the news.
             known = {name: end[name] for name in ("exit_code", "traceback", "step")}

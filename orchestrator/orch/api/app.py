@@ -18,8 +18,10 @@ from orch.api.models import (
     CheckBody,
     PreemptBody,
     RecoverBody,
+    ResumeBody,
     SecretsBody,
     SubmitBody,
+    parse_resumption,
     parse_spec,
     parse_stored,
     parse_submission,
@@ -59,8 +61,8 @@ def create_app(service: ControlService, token: str, hosts: Iterable[str] = ()) -
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unknown_error)
-    for router in (_jobs_routes(service), _stream_routes(service), _server_routes(service)):
-        app.include_router(router, prefix="/api/v1")
+    for routes in (_jobs_routes, _acting_routes, _stream_routes, _server_routes):
+        app.include_router(routes(service), prefix="/api/v1")
     app.include_router(_metrics_route(service))  # where Prometheus looks for it
     return Gate(app, token, hosts)
 
@@ -92,6 +94,27 @@ def _jobs_routes(service: ControlService) -> APIRouter:
     def job(job: str) -> JSONResponse:
         return _jobs(service.job(_known(job)))
 
+    @routes.post("/check")
+    def check(body: CheckBody) -> JSONResponse:
+        return JSONResponse({"version": 1, **asdict(service.check(parse_spec(body.spec)))})
+
+    @routes.get("/jobs/{job}/wait")
+    async def wait(job: str, wait_s: _WaitS = 0) -> JSONResponse:
+        _known(job)
+
+        def look() -> tuple[bool, bool]:
+            ended = service.ended(job)
+            return ended, ended
+
+        ended = await wait_for(service, job, look, wait_s=wait_s)
+        return _jobs(service.job(job), ended=ended)
+
+    return routes
+
+
+def _acting_routes(service: ControlService) -> APIRouter:
+    routes = APIRouter()
+
     @routes.post("/jobs/{job}/cancel")
     def cancel(job: str, body: CancelBody) -> JSONResponse:
         return _jobs(service.cancel(_known(job), now=body.now))
@@ -110,20 +133,12 @@ def _jobs_routes(service: ControlService) -> APIRouter:
         outcome, found = service.recover(parse_stored(_known(job), body), spec, body.url)
         return _jobs(found, outcome=outcome)
 
-    @routes.post("/check")
-    def check(body: CheckBody) -> JSONResponse:
-        return JSONResponse({"version": 1, **asdict(service.check(parse_spec(body.spec)))})
-
-    @routes.get("/jobs/{job}/wait")
-    async def wait(job: str, wait_s: _WaitS = 0) -> JSONResponse:
-        _known(job)
-
-        def look() -> tuple[bool, bool]:
-            ended = service.ended(job)
-            return ended, ended
-
-        ended = await wait_for(service, job, look, wait_s=wait_s)
-        return _jobs(service.job(job), ended=ended)
+    @routes.post("/jobs/{job}/resume")
+    def resume(job: str, body: ResumeBody) -> JSONResponse:
+        asked = parse_resumption(body)
+        if asked.code is not None and not service.has_code(asked.code.digest):
+            raise errors.WrongUse("the new code has not been uploaded; PUT it to /code/{digest} first")
+        return _jobs(service.resume(_known(job), asked))
 
     return routes
 

@@ -201,6 +201,33 @@ class Client:
         )
         return str(page["outcome"]), self._job(page)
 
+    def resume(
+        self,
+        job: str,
+        *,
+        spec: Mapping[str, Any] | None = None,
+        at: int | None = None,
+        at_generation: str | None = None,
+        code: Mapping[str, Any] | None = None,
+        workdir: str | None = None,
+        secrets: Mapping[str, str] | None = None,
+        resumes: int | None = None,
+        grace_s: float | None = None,
+    ) -> Document:
+        """The detail document of the job that goes on. `resumes`: of the document that this was decided by, so that a
+        call that is repeated does not resume it twice.
+        """
+        body: dict[str, Any] = {
+            "at": at,
+            "at_generation": at_generation,
+            "workdir": workdir,
+            "resumes": resumes,
+        }
+        body |= {"spec": spec, "code": code, "secrets": dict(secrets or {}), "grace_s": grace_s}
+        told = {name: value for name, value in body.items() if value is not None}
+        path = f"/jobs/{_name(job)}/resume"
+        return self._job(self._transport.json("POST", path, body=told, patience_s=SUBMIT_PATIENCE_S))
+
     def set_secrets(self, job: str, values: Mapping[str, str]) -> Document:
         body = {"secrets": dict(values)}
         return self._job(self._transport.json("PUT", f"/jobs/{_name(job)}/secrets", body=body))

@@ -1,16 +1,21 @@
 """What requests may say, and how what is wrong with them is told. No answer holds a secret's value."""
 
+from __future__ import annotations
+
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from orch.control.jobrecord import CHECKPOINTS_MAX, StoredJob
-from orch.control.service import CodeInfo, Submission
+from orch.control.resuming import CODE_VERSIONS_MAX
+from orch.control.service import CodeInfo, Resumption, Submission
 from orch.model.events import GRACE_S_DEFAULT
 from orch.model.explain import explain
+from orch.model.generation import Generation
 from orch.model.problems import JobFileError, Problem
 from orch.model.spec import JobSpec, unsupported
 
+GENERATION_PATTERN = r"^[0-9]{6,9}[.][0-9]{6,9}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 SECRET_CHARS_MAX = 64 << 10
 SECRETS_MAX = 1000
@@ -63,8 +68,30 @@ class PreemptBody(_Body):
     """The one that is to leave: a call that is repeated after it has left asks for nothing more."""
 
 
+class ResumeBody(_Body):
+    """`spec`: the whole of it, with what is to change."""
+
+    spec: dict[str, Any] | None = None
+    at: Annotated[int, Field(ge=0)] | None = None
+    at_generation: Annotated[str, StringConstraints(pattern=GENERATION_PATTERN)] | None = None
+    code: CodeBody | None = None
+    workdir: Annotated[str, StringConstraints(max_length=PATH_CHARS_MAX, pattern=r"^/")] | None = None
+    secrets: Secrets = {}
+    resumes: Annotated[int, Field(ge=0)] | None = None
+    """How often the job had been resumed before: a call that is repeated asks for nothing more."""
+    grace_s: Annotated[float, Field(ge=0, le=PREEMPT_GRACE_MAX_S, allow_inf_nan=False, strict=False)] = (
+        GRACE_S_DEFAULT
+    )
+
+
+class StoredCode(CodeBody):
+    version: Annotated[int, Field(ge=1)] = 1
+    attempt: Annotated[int, Field(ge=1)] = 1
+    earlier: Annotated[list[StoredCode], Field(max_length=CODE_VERSIONS_MAX)] = []
+
+
 class StoredCheckpoint(_Body):
-    generation: Annotated[str, StringConstraints(pattern=r"^[0-9]{6,9}[.][0-9]{6,9}$")]
+    generation: Annotated[str, StringConstraints(pattern=GENERATION_PATTERN)]
     step: Annotated[int, Field(ge=0)]
     epoch: int | None = None
     committed_us: Annotated[int, Field(ge=0)]
@@ -84,7 +111,7 @@ class RecoverBody(_Body):
 
     url: Annotated[str, StringConstraints(max_length=PATH_CHARS_MAX)]
     spec: dict[str, Any]
-    code: CodeBody | None = None
+    code: StoredCode | None = None
     seed: int = 0
     unprotected: bool = False
     submitted_us: Annotated[int, Field(ge=0)]
@@ -103,6 +130,20 @@ def parse_stored(job: str, body: RecoverBody) -> StoredJob:
     document = body.model_dump()
     del document["url"]
     return StoredJob(job=job, **{**document, "checkpoints": tuple(document["checkpoints"])})
+
+
+def parse_resumption(body: ResumeBody) -> Resumption:
+    generation = None if body.at_generation is None else Generation.parse(body.at_generation)
+    return Resumption(
+        spec=None if body.spec is None else parse_spec(body.spec),
+        at=body.at,
+        at_generation=generation,
+        code=None if body.code is None else CodeInfo(**body.code.model_dump()),
+        workdir=body.workdir,
+        secrets=body.secrets,
+        resumes=body.resumes,
+        grace_s=body.grace_s,
+    )
 
 
 def parse_spec(data: dict[str, Any], name: str | None = None) -> JobSpec:

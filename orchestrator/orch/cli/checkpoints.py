@@ -151,6 +151,7 @@ def show(
     Arguments, tensors with their shapes, shards, versions. The newest one unless @STEP says which.
     """
     from orch.cli.checkpoints_tables import content_document, listed_document
+    from orch.cli.code import versions_of
     from orch_workers.checkpoint.content import Content
     from orch_workers.checkpoint.listing import list_checkpoints
 
@@ -163,6 +164,8 @@ def show(
             one for one in list_checkpoints(place.catalog, place.rules) if one.point[:2] == point[:2]
         )
     one = listed_document(listed, ["storage"]) | content_document(content)
+    made_by = [code["version"] for code in versions_of(place.job or {}) if code["digest"] == one["code"]]
+    one["code_version"] = made_by[-1] if made_by else None
     if output_format is Format.JSON:
         output.write_json({**_head(place), "checkpoint": one})
     else:

@@ -55,11 +55,18 @@ def parse_address(text: str) -> Address:
         raise WrongUse(f"{text[:200]!r} names no checkpoint; write {ADDRESS_ALLOWED}")
     if not at:
         return Address(where)
-    found = _STEP.fullmatch(tail)
-    if found is None:
+    step, generation = parse_step(tail)
+    if step is None:
         raise WrongUse(f"{text[:200]!r}: {tail[:80]!r} is no step; write {ADDRESS_ALLOWED}")
-    generation = (int(found[1]), int(found[2])) if found[1] else None
-    return Address(where, int(found[3]), generation)
+    return Address(where, step, generation)
+
+
+def parse_step(text: str) -> tuple[int | None, Generation | None]:
+    """`STEP`, or `1.2:STEP` with the generation. (None, None) for anything else."""
+    found = _STEP.fullmatch(text)
+    if found is None:
+        return None, None
+    return int(found[3]), (int(found[1]), int(found[2])) if found[1] else None
 
 
 @dataclass(frozen=True)

@@ -234,12 +234,17 @@ def facts_table(url: str, one: Document) -> Table:
         ("Ranks", number(one["world_size"])),
         ("Metrics", metrics_text(one["metrics"], shown_max=20)),
         ("Frameworks", frameworks or ABSENT),
-        ("Code", one["code"] or ABSENT),
+        ("Code", code_text(one)),
     ]
     for name, value in rows:
         if value != ABSENT:
             grid.add_row(name, one_line(value))
     return grid
+
+
+def code_text(one: Document) -> str:
+    version = one.get("code_version")
+    return (one["code"] or ABSENT) + ("" if version is None else f" (version {version})")
 
 
 def _held(one: Document) -> str:

@@ -3,12 +3,14 @@
 from orch.cli import (
     about,
     checkpoints,
+    code,
     drill,
     ending,
     goodput,
     logs,
     preempt,
     recover,
+    resume,
     server,
     status,
     submit,
@@ -21,7 +23,21 @@ app = make(
     "orch status",
 )
 
-for _verbs in (submit, status, goodput, logs, ending, preempt, checkpoints, drill, recover, server, about):
+for _verbs in (
+    submit,
+    status,
+    goodput,
+    logs,
+    ending,
+    preempt,
+    resume,
+    checkpoints,
+    code,
+    drill,
+    recover,
+    server,
+    about,
+):
     _verbs.register(app)
 
 

@@ -38,7 +38,7 @@ def preempt(
 
     As when its machine is announced to go away: nothing is lost, and other jobs of a higher priority go first.
     """
-    grace_s = _duration_s(grace)
+    grace_s = duration_s("--grace", grace)
     with connected(cluster) as client, output.progress() as shown:
         before = client.job(job)["attempt"]
         found = client.preempt(job, grace_s=grace_s, attempt=before)
@@ -68,10 +68,10 @@ def _until_left(client: Any, job: str, attempt: int, limit_s: float) -> Document
         time.sleep(POLL_S)
 
 
-def _duration_s(text: str) -> float:
+def duration_s(option: str, text: str) -> float:
     from orch.model.units import DURATION_ALLOWED, UnitError, parse_duration_s
 
     try:
         return parse_duration_s(float(text) if text.replace(".", "", 1).isdigit() else text)
     except UnitError as error:
-        raise WrongUse(f"--grace: {text!r} {error}; allowed: {DURATION_ALLOWED}") from None
+        raise WrongUse(f"{option}: {text!r} {error}; allowed: {DURATION_ALLOWED}") from None

@@ -93,7 +93,7 @@ def submit(
         shown.close()
         _announce(found, output_format, quiet=quiet, follow=follow)
         if follow:
-            _follow(client, found["id"], quiet=quiet)
+            follow_to_the_end(client, found["id"], notices=not quiet)
 
 
 def plan_shipping(loaded: "LoadedJob") -> "PackPlan | None":
@@ -196,11 +196,12 @@ def _announce(job: Document, output_format: Format, *, quiet: bool, follow: bool
         output.say(f"orch: follow it with `orch logs -f {job['id']}`, see how it stands with `orch status`")
 
 
-def _follow(client: "Client", job: str, *, quiet: bool) -> None:
+def follow_to_the_end(client: "Client", job: str, *, notices: bool = True, tail: int | None = None) -> None:
+    """Shows the log (`tail`: from so many lines before its end on) and ends the program with the job's exit code."""
     from orch.cli.following import LogFollower, LogView, exit_code, keeps_running, outcome_sentence
 
     try:
-        found = LogFollower(client, job, LogView(), notices=not quiet).run()
+        found = LogFollower(client, job, LogView(tail=tail), notices=notices).run()
     except KeyboardInterrupt:
         output.say(keeps_running(job))
         raise typer.Exit(INTERRUPTED) from None

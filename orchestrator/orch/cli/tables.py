@@ -226,6 +226,8 @@ def _code(code: Document | None) -> str:
     text = str(code.get("digest", ""))[:12]
     if code.get("git_commit"):
         text += f", git {str(code['git_commit'])[:12]}" + (" with changes" if code.get("git_dirty") else "")
+    if code.get("version", 1) > 1:
+        text += f", version {code['version']}"
     return text or ABSENT
 
 
@@ -268,6 +270,11 @@ def _notes_table(notes: Iterable[Document]) -> Table:
     for note in notes:
         grid.add_row(clock(note.get("time")), one_line(note.get("text")))
     return grid
+
+
+def plain_table(columns: Sequence[str], right: set[str]) -> Table:
+    """With a row for each thing, and no lines between them."""
+    return _table(columns, right)
 
 
 def _table(columns: Sequence[str], right: set[str]) -> Table:

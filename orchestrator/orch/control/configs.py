@@ -118,4 +118,6 @@ def agent_config(
         metrics=dict(spec.metrics),
         python={} if spec.python is None else spec.python.model_dump(mode="json"),
         policy=dict(command.policy),
+        resumed=command.resumed or 0,
+        branch=0 if command.branch is None else command.branch.attempt,
     )

@@ -25,7 +25,7 @@ from orch.control.losses import agent_lost
 from orch.control.progress import write_progress
 from orch.control.saving import leave_all
 from orch.control.service import Bell
-from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
+from orch.control.store import Store, StoreAwayError, StoreTakenError, Transaction, now_us
 from orch.control.tables import down_us, tabulate
 from orch.model.commands import command_to_dict
 from orch.model.events import (
@@ -223,8 +223,14 @@ class Controller:
         reasons = {job: why_held(request, nodes, cordons) for job, request in asked.items()}
         return {job: reason for job, reason in reasons.items() if reason}
 
-    def apply(self, job: str, event: Event, entry: dict[str, Any] | None = None) -> None:
-        """One event: consumed, decided, written down with its commands, all in one transaction."""
+    def apply(
+        self,
+        job: str,
+        event: Event,
+        entry: dict[str, Any] | None = None,
+        also: Callable[[Transaction], None] | None = None,
+    ) -> None:
+        """One event: consumed, decided, written down with its commands and what else belongs to it, all at once."""
         now = now_us()
         self.points.here(event, "before")
         with self.store.transaction() as transaction:
@@ -248,6 +254,8 @@ class Controller:
                     decision=told.decision or None,
                 )
             transaction.save(after)
+            if also is not None:
+                also(transaction)
             tabulate(transaction, before, after, event, now, (entry or {}).get("extra") or {})
             for command in commands:
                 transaction.enqueue(job, command_to_dict(command), t_us=now)

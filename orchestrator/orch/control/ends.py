@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 
-from orch.control.configs import storage_of
 from orch.control.home import Home
 from orch.control.jobrecord import end_path, end_record
-from orch.control.secrets import SecretBox
+from orch.control.resuming import opened
 from orch.control.store import Store
-from orch.model.spec import JobSpec
 from orch_workers.checkpoint.errors import AlreadyExists
-from orch_workers.checkpoint.storage import open_storage
 
 
 def record_end(store: Store, home: Home, job: str) -> None:
     """Can be repeated. StorageError while storage is away."""
     state = store.lifecycle(job)
-    spec = JobSpec.model_validate(store.job(job).spec)
-    env = {**spec.env, **SecretBox.of(home).unseal(job, store.sealed_secrets(job))}
-    url, options = storage_of(spec)
-    storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
+    storage = opened(store, home, job)
     with contextlib.suppress(
         AlreadyExists
     ):  # an end of this attempt is there: in other words, but the same end

@@ -22,6 +22,7 @@ from orch.control.ends import record_end
 from orch.control.failures import observed
 from orch.control.home import Home
 from orch.control.killpoints import KillPoints
+from orch.control.resuming import BranchGoneError, ensure_branch, opened, record_resume
 from orch.control.rows import CommandRow
 from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
 from orch.model.commands import (
@@ -30,14 +31,16 @@ from orch.model.commands import (
     KillAgents,
     RaiseAttempt,
     RecordEnd,
+    RecordResume,
     RemoveGang,
     RequestGang,
     StartAgents,
     StopAgents,
     command_from_dict,
 )
-from orch.model.events import AgentLost, Closed, Event, GangRemoved, StopOverdue
+from orch.model.events import AgentLost, BlockedBecause, Closed, Event, GangRemoved, StopOverdue
 from orch.model.lease import LEASE_S
+from orch_workers.checkpoint import Catalog
 from orch_workers.config import WorkerPaths
 from orch_workers.sweep import remains, sweep_job
 
@@ -47,8 +50,12 @@ POLL_S = 0.02
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 10.0
 RETRY_DOUBLINGS_MAX = 10
 SWEEP_CALL_LIMIT_S = 40.0
-TRIES_MAX = {"RecordEnd": 1000}
-"""Only this one is ever given up, after some three hours: its storage may be gone for good."""
+TRIES_MAX = {"RecordEnd": 1000, "RecordResume": 1000}
+"""Only these are ever given up, after some three hours: the job's storage may be gone for good."""
+GIVEN_UP = {
+    "RecordEnd": ("that it is over", "run it"),
+    "RecordResume": ("that it was resumed", "not know what was changed"),
+}
 ENDING = ("RemoveGang", "KillAgents", "CloseJob", "StopAgents")
 """Commands that only give something back: carried out while the server stops, too."""
 
@@ -138,7 +145,8 @@ class Executor:
 
     def _give_up(self, row: CommandRow) -> None:
         log.warning("%s of %s is given up: %s", row.type, row.job, row.last_error)
-        text = f"that it is over could not be written into its storage ({row.last_error}): `orch recover` would run it"
+        what, then = GIVEN_UP[row.type]
+        text = f"{what} could not be written into its storage ({row.last_error}): `orch recover` would {then}"
         with self._store.transaction() as transaction:
             transaction.add_note(row.job, text, t_us=now_us())
 
@@ -175,10 +183,26 @@ class Executor:
                     self._acts.kill_agent(job, attempt, rank)
             case CloseJob():
                 self._close(job, command)
+            case RecordResume():
+                self._branching(job, lambda: record_resume(self._store, self._home, job, command))
             case RecordEnd():
                 record_end(self._store, self._home, job)
 
+    def _branching(self, job: str, act: Callable[[], None]) -> bool:
+        """False: the checkpoint that the job was to go on from is gone, and the job is blocked."""
+        try:
+            act()
+        except BranchGoneError as error:
+            self._tell(job, BlockedBecause(reason=str(error)))
+            return False
+        return True
+
     def _start_agents(self, job: str, command: StartAgents) -> None:
+        branch = command.branch
+        if branch is not None and not self._branching(
+            job, lambda: ensure_branch(Catalog(opened(self._store, self._home, job), job), branch)
+        ):
+            return
         detail = self._store.job(job)
         auto = detail.spec["checkpoint"]["every"] == "auto"
         seen = observed(self._store, job, now_us(), others=auto)

@@ -1,4 +1,5 @@
-"""A job's own records in its storage: `job.json` from its submit on, `ended/A.json` once it is over.
+"""A job's own records in its storage: `job.json` from its submit on, `resumed/A.N.json` with each resume,
+`ended/A.json` once it is over.
 
 With the checkpoints beside them they are enough to go on without the store (`orch recover`). Formats in
 docs/checkpoint-format.md. Knows neither SQL nor Ray: the CLI reads them too.
@@ -66,6 +67,32 @@ def job_record(
     return json.dumps(document | {"unprotected": unprotected}, sort_keys=True).encode()
 
 
+def resume_path(job: str, attempt: int, number: int) -> str:
+    return f"{job}/resumed/{attempt:06d}.{number:06d}.json"
+
+
+def resume_record(
+    job: str,
+    spec: Mapping[str, Any],
+    code: Mapping[str, Any] | None,
+    state: JobState,
+    *,
+    attempt: int,
+    number: int,
+) -> bytes:
+    """What the job goes on with from `attempt` on; `number` counts its resumes."""
+    document = {
+        "version": VERSION,
+        "job": job,
+        "attempt": attempt,
+        "number": number,
+        "spec": spec,
+        "code": code,
+    }
+    told = {"seed": state.seed, "unprotected": state.unprotected, "reason": state.reason}
+    return json.dumps(document | told, sort_keys=True).encode()
+
+
 def end_path(job: str, attempt: int) -> str:
     return f"{job}/ended/{attempt:06d}.json"
 
@@ -90,7 +117,9 @@ def read_job(storage: Storage, job: str) -> StoredJob | None:
     record = next((entry for entry in entries if entry.path == f"{job}/job.json"), None)
     if record is None:
         return None
-    document = _document(storage, record.path)
+    # The names are of one length up to a million attempts, so that the last one is the newest.
+    resumes = [entry.path for entry in entries if entry.path.startswith(f"{job}/resumed/")]
+    document = _document(storage, max(resumes, default=record.path))
     spec, code = document.get("spec"), document.get("code")
     if document.get("job") != job or not isinstance(spec, dict) or not isinstance(code, dict | None):
         raise UnreadableJobError(f"{record.path} is not the record of {job}")
@@ -163,4 +192,6 @@ __all__ = [
     "job_record",
     "next_attempt",
     "read_job",
+    "resume_path",
+    "resume_record",
 ]

@@ -3,7 +3,8 @@
 No clock, no random source, no I/O. All transitions stand in TRANSITIONS; what is not there raises
 InvalidTransition with the job's story. An event that belongs to a past attempt or generation never reaches
 the table: it is recorded in the story and changes nothing (but a restart that was journalled in time is
-still charged). The rules themselves are in lifecycle_placing, lifecycle_running and lifecycle_ending.
+still charged). The rules themselves are in lifecycle_placing, lifecycle_running, lifecycle_ending and
+lifecycle_resuming.
 
 The controller stores the event, the new state and the commands in one transaction, and then acts.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orch.control import lifecycle_ending as ending
 from orch.control import lifecycle_leaving as going
 from orch.control import lifecycle_placing as placing
+from orch.control import lifecycle_resuming as resuming
 from orch.control import lifecycle_running as running
 from orch.control.lifecycle_common import Step, books, leaving
 from orch.control.lifecycle_late import from_the_future, why_late
@@ -123,8 +125,8 @@ TRANSITIONS: Mapping[tuple[State, type[Event]], Transition] = _table(
     (ENDED | {_STOP}, ev.BlockedBecause,               _note,                        None),
     ((_BLOCK,),     ev.Unblocked,                      ending.unblocked,             (_Q,)),
     (_ALL - {_BLOCK}, ev.Unblocked,                    _note,                        None),
-    (_OVER | {_Q},  ev.ResumeRequested,                ending.resume,                (_Q,)),
-    (PLACED,        ev.ResumeRequested,                _note,                        None),
+    (_OVER | {_Q},  ev.ResumeRequested,                resuming.resume,              (_Q,)),
+    (PLACED,        ev.ResumeRequested,                resuming.resume_placed,       PLACED | {_Q}),
 
     (_OVER | {_Q},  ev.Adopted,                        placing.adopted_waiting,      None),
     (PLACED,        ev.Adopted,                        running.adopted,              PLACED | {_Q, _STOP}),
@@ -199,6 +201,8 @@ def still_wanted(job: JobState, command: Command) -> bool:
             return command.attempt in job.removing or job.ended or job.state is State.BLOCKED
         case cmd.RecordEnd():
             return job.ended and job.attempt == command.attempt
+        case cmd.RecordResume():
+            return job.resumes == command.number
         case cmd.KillAgents():
             return True
 

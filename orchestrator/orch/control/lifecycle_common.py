@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orch.model.commands import CloseJob, Command, RemoveGang, StopAgents
+from orch.model.commands import CloseJob, Command, RemoveGang, StartAgents, StopAgents
 from orch.model.states import AgentState, AgentStatus, Ending, JobState, State
 from orch_policies import goodput, restart
 
@@ -67,7 +67,8 @@ def charged(job: JobState, failure: restart.Failure, decision: restart.Decision)
 def merge_restart(job: JobState, generation: Generation, failure: restart.Failure, to: Any) -> JobState:
     """Charges a restart that the leader decided, once however often it is reported."""
     forgotten = len(job.merged) == MERGED_MAX and generation < job.merged[0]
-    if generation in job.merged or forgotten:
+    before = job.resumed is not None and generation.attempt < job.resumed  # budgets were made anew since
+    if generation in job.merged or forgotten or before:
         return job
     job = charged(job, failure, restart.Decision("restart", to, 0.0, ""))
     return replace(job, merged=tuple(sorted((*job.merged, generation)))[-MERGED_MAX:])
@@ -77,6 +78,8 @@ def reached(job: JobState, step: int | None) -> JobState:
     """The highest step known, raised to `step`."""
     if step is None or (job.step is not None and step <= job.step):
         return job
+    if job.branch is not None and job.attempt < job.branch.attempt:
+        return replace(job, step=step)  # what is still done there lies off the chain to come
     return replace(job, step=step, history=restart.stepped(history(job), step).to_dict())
 
 
@@ -111,6 +114,19 @@ def leaving(job: JobState) -> bool:
 def placed_anew(job: JobState, ranks: tuple[int, ...]) -> JobState:
     """`ranks` get agents that the present attempt places."""
     return replace(job, agents={**job.agents, **{rank: AgentState(placed=job.attempt) for rank in ranks}})
+
+
+def start_agents(job: JobState, ranks: tuple[int, ...], not_before_us: int | None = None) -> StartAgents:
+    """Of the present attempt, in the gang that the job has."""
+    return StartAgents(
+        attempt=job.attempt,
+        ranks=ranks,
+        gang_attempt=job.gang or job.attempt,
+        not_before_us=not_before_us,
+        policy=policy(job),
+        resumed=job.resumed,
+        branch=job.branch,
+    )
 
 
 def lost(job: JobState, ranks: tuple[int, ...]) -> JobState:
@@ -150,6 +166,7 @@ def requeued(
         agents={},
         stop_deadline_us=None,
         not_before_us=not_before_us,
+        resuming="",
     )
     return Step(job, commands, reason)
 

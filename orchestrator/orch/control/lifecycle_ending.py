@@ -1,20 +1,18 @@
-"""Rules of the lifecycle: cancel, block, close, resume."""
+"""Rules of the lifecycle: cancel, block, close."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orch.control.lifecycle_common import Step, awaited, closing, history, stopping
+from orch.control.lifecycle_common import Step, awaited, closing, stopping
 from orch.model.states import ENDED, Ending, JobState, State
-from orch_policies.restart import History
 
 if TYPE_CHECKING:
     from orch.model.events import (
         BlockedBecause,
         CancelRequested,
         Closed,
-        ResumeRequested,
         StopOverdue,
         Unblocked,
     )
@@ -65,6 +63,7 @@ def closed(job: JobState, _event: Closed, now_us: int) -> Step:
         agents={},
         stop_deadline_us=None,
         not_before_us=None,
+        resuming="",
         ended_us=now_us if ending.state in ENDED else None,
     )
     return Step(job, (), f"seen to be gone: {ending.state}")
@@ -87,21 +86,3 @@ def block_again(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
 def unblocked(job: JobState, event: Unblocked, _now_us: int) -> Step:
     reason = event.reason or "no longer blocked"
     return Step(replace(job, state=State.QUEUED, reason=reason), (), reason)
-
-
-def resume(job: JobState, _event: ResumeRequested, _now_us: int) -> Step:
-    """A person vouches for it: fresh budgets, and crashes at known steps are forgotten."""
-    lived = history(job)
-    kept = History(highest_step=lived.highest_step, committed_step=lived.committed_step)
-    job = replace(
-        job,
-        state=State.QUEUED,
-        reason="resumed on request",
-        charges={},
-        history=kept.to_dict(),
-        not_before_us=None,
-        ended_us=None,
-        exit_code=None,
-        traceback=None,
-    )
-    return Step(job, (), "resumed on request, with fresh budgets")

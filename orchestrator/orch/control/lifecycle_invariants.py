@@ -47,6 +47,10 @@ def _of_state(job: JobState) -> Iterator[str]:
         yield "an end that is decided belongs to STOPPING, and to it alone"
     if job.stop_deadline_us is not None and job.state not in PLACED | {State.STOPPING}:
         yield "asked to stop, and nobody is there"
+    if job.resuming and job.state not in PLACED | {State.STOPPING}:
+        yield "leaves to begin anew, and has no place"
+    if job.branch is not None and job.resumed is not None and job.branch.attempt > job.resumed:
+        yield "a branch of an attempt that nobody asked for"
     if job.closing and job.state is not State.STOPPING:
         yield "closing without stopping"
     if (job.ended_us is not None) != (job.state in ENDED):

@@ -73,6 +73,8 @@ def _checkpoint(job: JobState, event: ev.CheckpointCommitted) -> str | None:
     """An older generation's counts if the present one continues from there or later: it is chained then."""
     if job.state in ENDED or job.state is State.BLOCKED:
         return "the job is over"
+    if job.branch is not None and event.generation.attempt < job.branch.attempt:
+        return f"the job goes on from step {job.branch.step} on request"
     if event.generation < job.generation and event.step > (job.restored_step or 0):
         return f"generation {job.generation} goes on from an earlier step"
     return None

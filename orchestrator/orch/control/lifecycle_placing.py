@@ -14,13 +14,13 @@ from orch.control.lifecycle_common import (
     decide,
     lost,
     placed_anew,
-    policy,
     reached,
     requeued,
+    start_agents,
     stopping,
     us,
 )
-from orch.model.commands import CloseJob, KillAgents, RemoveGang, RequestGang, StartAgents
+from orch.model.commands import CloseJob, KillAgents, RemoveGang, RequestGang
 from orch.model.states import AgentStatus, Ending, JobState, State
 from orch_policies.restart import Failure
 
@@ -54,8 +54,11 @@ def gang_granted(job: JobState, _event: GangGranted, _now_us: int) -> Step:
     ranks = tuple(range(job.workers))
     job = replace(job, state=State.STARTING, gang_granted=True, reason="its agents are being started")
     job = placed_anew(job, ranks)
-    start = StartAgents(attempt=job.attempt, ranks=ranks, gang_attempt=job.attempt, policy=policy(job))
-    return Step(job, (start,), f"gang of attempt {job.attempt} granted, starting {len(ranks)} agent(s)")
+    return Step(
+        job,
+        (start_agents(job, ranks),),
+        f"gang of attempt {job.attempt} granted, starting {len(ranks)} agent(s)",
+    )
 
 
 def gang_removed(job: JobState, event: GangRemoved, _now_us: int) -> Step:
@@ -74,7 +77,11 @@ def gang_lost(job: JobState, event: GangLost, now_us: int) -> Step:
 
 
 def gone(job: JobState, failure: Failure, now_us: int, *, gang_exists: bool = True) -> Step:
-    """No agent is left, its place is gone: queue again, or fail when the budget is used up."""
+    """No agent is left, its place is gone: queue again, or fail when the budget is used up. One that is to begin anew
+    on request queues again, whatever it was that ended its place.
+    """
+    if job.resuming:
+        return requeued(job, job.resuming, gang_exists=gang_exists)
     decision = decide(job, failure)
     job = charged(job, failure, decision)
     if decision.action == "fail":

@@ -21,12 +21,13 @@ from orch.control.lifecycle_common import (
     policy,
     reached,
     requeued,
+    start_agents,
     stopping,
     us,
     with_agent,
 )
 from orch.control.lifecycle_placing import gang_lost, gone, missing, never_seen, strays
-from orch.model.commands import KillAgents, RaiseAttempt, StartAgents
+from orch.model.commands import KillAgents, RaiseAttempt
 from orch.model.events import GangLost, Recovered
 from orch.model.generation import Generation
 from orch.model.states import AgentStatus, Ending, JobState, State
@@ -143,6 +144,8 @@ def checkpoint_committed(job: JobState, event: CheckpointCommitted, _now_us: int
     paid, lived = restart.committed(charges(job), history(job), event.step)
     step = max(event.step, job.checkpoint_step or 0)
     job = replace(job, charges=paid.to_dict(), history=lived.to_dict(), checkpoint_step=step)
+    if job.branch is not None and event.generation.attempt >= job.branch.attempt:
+        job = replace(job, branch=None)  # the chain is that of a later generation now
     if paid.given_back == before:
         return Step(job)
     return Step(job, (), f"checkpoint of step {event.step} is beyond the last failure: one charge given back")
@@ -161,6 +164,8 @@ def _at_generation(job: JobState, generation: Generation) -> JobState:
 
 def worker_ended(job: JobState, event: WorkerEnded, now_us: int) -> Step:
     job = with_agent(reached(job, event.step), event.rank, status=AgentStatus.ENDED, outcome=event.outcome)
+    if job.resuming:  # whatever it ended with meanwhile, it is to begin anew
+        return _leave(job, now_us, event.reason)
     if event.outcome == "succeeded":
         return _succeeded(job) or Step(job, (), f"rank {event.rank} is done; the leader says when the job is")
     if event.outcome in {"left", "stopped"}:
@@ -270,15 +275,7 @@ def _replace_agents(job: JobState, ranks: tuple[int, ...], reason: str) -> Step:
     state = State.STARTING if job.state is State.STARTING else State.RECOVERING
     job = replace(job, state=state, reason=reason, attempt=attempt, restart=0, restored_step=None, down=None)
     job = placed_anew(job, ranks)
-    commands: list[Command] = [
-        StartAgents(
-            attempt=attempt,
-            ranks=ranks,
-            gang_attempt=job.gang or attempt,
-            not_before_us=job.not_before_us,
-            policy=policy(job),
-        )
-    ]
+    commands: list[Command] = [start_agents(job, ranks, job.not_before_us)]
     if survivors:
         commands.append(RaiseAttempt(attempt=attempt, ranks=survivors, policy=policy(job)))
     return Step(job, tuple(commands), reason)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from orch.control import views
+from orch.control import resuming, views
 from orch.control.configs import budgets_of, storage_of
 from orch.control.controller import Controller
 from orch.control.cordons import request_of
@@ -20,7 +20,7 @@ from orch.control.logfiles import read_logs
 from orch.control.metrics import Metrics
 from orch.control.protection import imports_orch
 from orch.control.recovering import put_back, set_secrets
-from orch.control.rows import NewJob
+from orch.control.rows import JobDetailRow, NewJob
 from orch.control.secrets import SecretBox
 from orch.control.service import (
     Bell,
@@ -31,9 +31,10 @@ from orch.control.service import (
     LogChunk,
     LogQuery,
     PlacementCheck,
+    Resumption,
     Submission,
 )
-from orch.control.store import now_us
+from orch.control.store import Transaction, now_us
 from orch.model.config import Config
 from orch.model.errors import NeverPlaceable, NoSuchJob, WrongUse
 from orch.model.events import CancelRequested, PreemptRequested, Submitted
@@ -41,6 +42,7 @@ from orch.model.ids import make_job_id
 from orch.model.spec import JobSpec, StorageSpec, unsupported
 from orch.model.states import ENDED, PLACED, State
 from orch_policies.placement import Node, fits, largest
+from orch_workers.checkpoint import Catalog
 from orch_workers.checkpoint.errors import AlreadyExists, StorageError
 from orch_workers.checkpoint.storage import Storage, open_storage
 from orch_workers.logs.redaction import Redactor
@@ -340,6 +342,48 @@ class Operations:
 
         self._controller.ask(act)
         return self.job(job)
+
+    def resume(self, job: str, asked: Resumption) -> Document:
+        with self._submitting:  # a repeated request must find what the first one has done
+            detail, state = self._store.job(job), self._store.lifecycle(job)
+            if asked.resumes is None or state.resumes <= asked.resumes:
+                self._resume(detail, asked)
+        return self.job(job)
+
+    def _resume(self, detail: JobDetailRow, asked: Resumption) -> None:
+        """What it needs into storage first, then the decision, with all that changes, into the store."""
+        job, controller = detail.id, self._controller
+        before = JobSpec.model_validate(detail.spec)
+        after, changed = resuming.spec_of(before, asked)
+        resuming.refuse_unless_possible(job, self._store.lifecycle(job), asked)
+        given = resuming.lost_secrets(job, after, self._store.sealed_secrets(job), asked.secrets)
+        self._refuse_impossible(after)
+        storage = self._storage(after, {**after.env, **self.secrets(job), **given})
+        code = None
+        if asked.code is not None and before.ship == "auto":
+            code = resuming.next_code(detail.code, asked.code, detail.attempt + 1)
+        if code is not None:
+            data = self._uploaded(code["digest"]).read_bytes()
+            try:
+                with contextlib.suppress(AlreadyExists):  # it was this one before
+                    storage.create(f"{job}/code/{code['digest']}.zip", data)
+            except StorageError as error:
+                raise WrongUse(f"checkpoint.storage: {error}") from error
+        event = resuming.event_of(before, after, changed, asked, code, Catalog(storage, job))
+        sealed = self._box.seal(job, given)
+
+        def also(transaction: Transaction) -> None:
+            transaction.set_spec(job, after.model_dump(mode="json"), after.priority)
+            if code is not None:
+                transaction.set_code(job, code)
+            for name, value in sealed.items():
+                transaction.put_secret(job, name, value)
+
+        def act() -> None:
+            resuming.refuse_unless_possible(job, self._store.lifecycle(job), asked)
+            controller.apply(job, event, also=also)
+
+        controller.ask(act)
 
     def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:
         controller = self._controller

@@ -34,7 +34,7 @@ class Recovery:
     """Events, each with its decision."""
 
 
-def why_blocked(job: str, names: tuple[str, ...]) -> str:
+def why_secrets_are_missing(job: str, names: tuple[str, ...]) -> str:
     return (
         f"the values of its secrets ({', '.join(names)}) were lost with the store: export them and run"
         f" `orch secrets {job}`"
@@ -76,7 +76,7 @@ def rebuilt(stored: StoredJob, spec: JobSpec, url: str, at_us: int) -> Recovery:
     state = replace(_older(state, at_us), attempt=next_attempt(stored) - 1, reason=went_on)
     told: list[tuple[Event, str]] = [(event, went_on)]
     if spec.secrets:
-        blocked = BlockedBecause(reason=why_blocked(stored.job, spec.secrets))
+        blocked = BlockedBecause(reason=why_secrets_are_missing(stored.job, spec.secrets))
         state, _ = lifecycle.advance(state, blocked, at_us)
         told.append((blocked, blocked.reason))
     return Recovery(state, row, tuple(told))

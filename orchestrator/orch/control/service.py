@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from orch.control.jobrecord import StoredJob
+from orch.model.events import GRACE_S_DEFAULT
 from orch.model.spec import JobSpec
 
 Document = dict[str, Any]
@@ -46,6 +47,28 @@ class Submission:
     """Values by name; they are sealed before they are stored and shown nowhere."""
     request: str | None = None
     """The submitter's own number for this submit: a repetition answers with the job that is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumption:
+    """What `orch resume` asks for."""
+
+    spec: JobSpec | None = None
+    """The job's, with what is to change; None: as it is."""
+    at: int | None = None
+    """The step to go on from; None: the newest restore point."""
+    at_generation: tuple[int, int] | None = None
+    """Whose checkpoint of that step, where there are several."""
+    code: CodeInfo | None = None
+    """None: the code that it has."""
+    workdir: str | None = None
+    """Of a job that runs in place (`ship: never`): another folder; of one that is shipped: where its code came from."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """New values of some of its secrets."""
+    resumes: int | None = None
+    """Only if it was resumed so often before: a repeated request must not hit what the first one began."""
+    grace_s: float = GRACE_S_DEFAULT
+    """For a job that has a place: how long it may take to save and leave."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +253,10 @@ class ControlService(Protocol):
 
         `attempt`: only if it is still at this one (None: at any).
         """
+        ...
+
+    def resume(self, job: str, asked: Resumption) -> Document:
+        """Has a job go on, ended or blocked ones too: a new attempt, with what is to change. NoSuchJob; WrongUse."""
         ...
 
     def recover(self, stored: StoredJob, spec: JobSpec, url: str) -> tuple[str, Document]:

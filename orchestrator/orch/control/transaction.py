@@ -144,6 +144,10 @@ class Transaction:
     def set_code(self, job: str, code: Mapping[str, Any]) -> None:
         self.connection.execute(schema.jobs.update().where(schema.jobs.c.id == job).values(code=dict(code)))
 
+    def set_spec(self, job: str, spec: Mapping[str, Any], priority: int) -> None:
+        values = {"spec": dict(spec), "priority": priority}
+        self.connection.execute(schema.jobs.update().where(schema.jobs.c.id == job).values(**values))
+
     def add_note(self, job: str, text: str, *, t_us: int) -> None:
         """A sentence for `orch status JOB`; the newest NOTES_MAX are kept."""
         table = schema.jobs

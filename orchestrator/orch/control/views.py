@@ -71,6 +71,7 @@ def job_detail(store: Store, job: str, *, now_us: int) -> Document:
         "code": json_safe(row.code),
         "exit_code": row.exit_code,
         "error": row.error,
+        "resumes": lifecycle.get("resumes") or 0,
         "notes": [{"time": format_time(note["t_us"]), "text": note["text"]} for note in row.notes],
     }
 

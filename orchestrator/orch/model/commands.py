@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orch.model.records import from_document, to_document
+from orch.model.states import Branch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,10 @@ class StartAgents:
     not_before_us: int | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
     """What the leader decides restarts with, `orch_policies.restart`'s: budgets, charges, history, seed."""
+    resumed: int | None = None
+    """The first attempt after the last resume: what earlier ones left on the machine is not this one's end."""
+    branch: Branch | None = None
+    """Written down in storage before any agent starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +97,17 @@ class CloseJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RecordResume:
+    """Write into the job's storage what it goes on with from `attempt` on, and so that it is not over.
+
+    `number`: of the resume; of several before an attempt is made, the last one counts.
+    """
+
+    attempt: int
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RecordEnd:
     """Write into the job's storage that it is over since `attempt`. Issued by the controller with the end itself."""
 
@@ -99,7 +115,15 @@ class RecordEnd:
 
 
 Command = (
-    RequestGang | RemoveGang | StartAgents | RaiseAttempt | StopAgents | KillAgents | CloseJob | RecordEnd
+    RequestGang
+    | RemoveGang
+    | StartAgents
+    | RaiseAttempt
+    | StopAgents
+    | KillAgents
+    | CloseJob
+    | RecordResume
+    | RecordEnd
 )
 
 COMMANDS: Mapping[str, type[Command]] = {kind.__name__: kind for kind in Command.__args__}

@@ -270,7 +270,21 @@ class Closed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumeRequested:
-    """A person wants the job to run again: a new attempt under the same id, with fresh budgets."""
+    """A person wants the job to run again: a new attempt under the same id, with fresh budgets.
+
+    One that has a place saves, leaves it within `grace_s` and is placed again.
+    """
+
+    at_step: int | None = None
+    """Not from the newest restore point, but from this one, which `at_generation` has committed."""
+    at_generation: Generation | None = None
+    budgets: Mapping[str, Any] | None = None
+    """New ones, in place of those that it was submitted with."""
+    changed: tuple[str, ...] = ()
+    """Keys of the job that have another value from now on."""
+    code: str | None = None
+    """What its new code is, for people."""
+    grace_s: float = GRACE_S_DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

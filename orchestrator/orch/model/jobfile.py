@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "JobFileError",
     "LoadedJob",
     "Problem",
+    "changed_spec",
     "check_storage_url",
     "env_options",
     "job_schema",
@@ -224,6 +226,25 @@ def _validated(document: Document) -> JobSpec:
             sorted(problems, key=lambda problem: (problem.file != document.file, problem.line or 0))
         )
     return spec
+
+
+def changed_spec(spec: Mapping[str, Any], overrides: Sequence[str], env: Mapping[str, str]) -> JobSpec:
+    """The spec of a job that exists with other values (`--set`, `--env`). JobFileError with all that is wrong."""
+    document = Document("the job", data=copy.deepcopy(dict(spec)))
+    for override in overrides:
+        _apply_override(document, override)
+    for variable, value in env.items():
+        _put(document, ("env", variable), value, Place("--env"))
+    _take_variables_as_written(document)
+    problems = list(document.problems)
+    try:
+        changed = JobSpec.model_validate(document.data)
+    except ValidationError as error:
+        found = explain(error, JobSpec, document.data)
+        problems += [problem.at(document.place(path).file, None) for path, problem in found]
+    if problems:
+        raise JobFileError(problems)
+    return changed
 
 
 def spec_from_json(data: Any) -> JobSpec:

@@ -66,6 +66,15 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+    """A new branch of the chain: `attempt` and those after it descend from what `generation` committed at `step`."""
+
+    attempt: int
+    generation: Generation
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoryEntry:
     """One event and what became of it; the story is what an InvalidTransition shows."""
 
@@ -113,6 +122,15 @@ class JobState:
     """The agents were asked to stop (StopAgents); what has not stopped by then is ended."""
     closing: bool = False
     """CloseJob was issued; only Closed is waited for."""
+
+    resumed: int | None = None
+    """The first attempt after the last resume; what earlier ones left on a machine says nothing about its end."""
+    resumes: int = 0
+    """How often it was resumed."""
+    resuming: str = ""
+    """Why it leaves its place, when that is to begin anew on request: it is charged to nothing."""
+    branch: Branch | None = None
+    """Where the chain is to fork before anything of `branch.attempt` starts; until it has committed something."""
 
     budgets: Mapping[str, Any] = field(default_factory=dict)
     charges: Mapping[str, Any] = field(default_factory=dict)

@@ -91,6 +91,7 @@ def some_of_every_event():
         ev.CancelRequested(),
         ev.CancelRequested(now=True),
         ev.ResumeRequested(),
+        ev.ResumeRequested(at_step=3, at_generation=G11, budgets={"max_failures": 1}),
         ev.BlockedBecause(reason="x"),
         ev.Unblocked(),
         ev.Adopted(),

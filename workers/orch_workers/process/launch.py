@@ -102,7 +102,7 @@ class Launcher:
     def prepare(self) -> int:
         """Waits for what an earlier agent left behind, and puts the code in place.
 
-        Returns the step at which a predecessor's process stood when it died (0: none).
+        Returns the step at which a predecessor's process stood when it died (0: none, or the job was resumed since).
         """
         for place in self._paths.guards:
             wait_predecessor(place, PREDECESSOR_LIMIT_S)
@@ -115,7 +115,7 @@ class Launcher:
         elif not self._workdir.is_absolute():
             self._paths.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._workdir = self._paths.workdir
-        return stood_at
+        return 0 if self._config.resumed == self._config.attempt else stood_at
 
     def _open_code(self) -> BinaryIO:
         return self._keeper.open_object(f"code/{self._config.code_digest}.zip")
