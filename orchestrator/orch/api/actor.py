@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orch.api.outside import listen_of
 from orch.control.home import Home, ServerRecord
 from orch.model.config import load_config
-from orch.model.errors import NoServer
+from orch.model.errors import NoServer, OrchError
+from orch.model.listening import Listen, server_context
 
 if TYPE_CHECKING:
     from orch.api.serve import ApiServer
@@ -64,6 +66,7 @@ class ControllerActor:
         controller.start()
         record = self._home.read_server()
         self._api = self._serve(config.port or (_port_of(record.url) if record else 0))
+        self._outside = self._serve_outside(listen_of(self._home, config))
         self._home.write_server(ServerRecord(self._api.url, os.getpid(), version, ray_address))
 
     def ready(self) -> str:
@@ -87,6 +90,26 @@ class ControllerActor:
         except NoServer:
             api = ApiServer(self._operations, token)
         api.start()
+        return api
+
+    def _serve_outside(self, listen: Listen | None) -> ApiServer | None:
+        """For other machines. Where that has become impossible, a restarted controller does without: jobs go first."""
+        from orch.api.serve import ApiServer
+        from orch.control.cluster import this_actor_was_restarted
+
+        if listen is None:
+            return None
+        try:
+            token, tls = self._home.ensure_token(), server_context(listen)
+            api = ApiServer(
+                self._operations, token, host=listen.host, port=listen.port, hosts=listen.names, tls=tls
+            )
+            api.start()
+        except OrchError:
+            if not this_actor_was_restarted():
+                raise
+            logging.getLogger("orch").exception("the server does not listen at %s any more", listen.url)
+            return None
         return api
 
     def _end_soon(self) -> None:

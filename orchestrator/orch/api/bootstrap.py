@@ -20,10 +20,12 @@ from typing import Any
 
 from orch import __version__
 from orch.api.client import Client
+from orch.api.outside import listen_of
 from orch.control import raylocal
-from orch.control.home import Home
+from orch.control.home import Home, write_private_file
 from orch.model.config import load_config
 from orch.model.errors import NoServer, OrchError
+from orch.model.listening import Listen, listen_from, server_context
 
 LOCK_LIMIT_S = 120.0
 CONTROLLER_LIMIT_S = 60.0
@@ -65,11 +67,22 @@ def only_one(home: Path) -> Iterator[None]:
         yield
 
 
-def start(home: Home, cluster: str | None, num_cpus: int | None, num_gpus: int | None) -> dict[str, Any]:
+def start(
+    home: Home,
+    cluster: str | None,
+    num_cpus: int | None,
+    num_gpus: int | None,
+    listen: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     found = running(home)
     if found is not None:
         return found
     root = home.ensure().root
+    outside = _checked_listen(listen_from(listen, root) if listen else load_config(root).listen)
+    if listen:
+        write_private_file(home.listen, json.dumps(listen))
+    else:
+        home.listen.unlink(missing_ok=True)
     if cluster is None:
         address = raylocal.recorded_address(root)
         if address is None:
@@ -87,7 +100,14 @@ def start(home: Home, cluster: str | None, num_cpus: int | None, num_gpus: int |
         raise NoServer(
             f"the controller was started but its API does not answer; see {root / 'controller.log'}"
         )
-    return found
+    return found | ({} if outside is None else {"listens": outside.url})
+
+
+def _checked_listen(listen: Listen | None) -> Listen | None:
+    """Before anything is started or ended: whether the controller will be able to. WrongUse."""
+    if listen is not None:
+        server_context(listen)
+    return listen
 
 
 def _start_ray(home: Home, num_cpus: int | None, num_gpus: int | None) -> str:
@@ -135,6 +155,7 @@ def restart(home: Home, *, new_token: bool) -> dict[str, Any]:
     """Another controller, of the code that is installed now. Ray and the agents stay, and training goes on."""
     if running(home) is None:
         raise NoServer(f"no server answers for {home.root}; start one with `orch server start`")
+    _checked_listen(listen_of(home, load_config(home.root)))
     client = Client.find(home, {})
     say(progress="ending the controller; training goes on")
     client.restart_server()
@@ -184,13 +205,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--new-token", action="store_true", help="the API's old token is worth nothing any more"
     )
+    parser.add_argument(
+        "--listen", type=json.loads, help="where to listen beside loopback, as in the config file"
+    )
     given = parser.parse_args(arguments)
     home = Home(given.home.resolve())
     try:
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with only_one(home.root):
             if given.verb == "start":
-                say(ready=start(home, given.cluster, given.num_cpus, given.num_gpus))
+                say(ready=start(home, given.cluster, given.num_cpus, given.num_gpus, given.listen))
             elif given.verb == "restart":
                 say(ready=restart(home, new_token=given.new_token))
             else:

@@ -43,6 +43,12 @@ class Connection(H11Protocol):
             self._stuck.cancel()
             self._stuck = None
 
+    def shutdown(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        super().shutdown()
+        if idle and self.scheme == "https":
+            self.transport.abort()  # TLS would wait for the other side's goodbye
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()
         if self._stuck is not None:

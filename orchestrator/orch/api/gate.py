@@ -5,6 +5,7 @@ Plain ASGI, so that streams stay streams.
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 from collections.abc import Iterable
@@ -19,6 +20,10 @@ from orch.api.limits import BODY_BYTES_MAX, BODY_LIMIT_S, CODE_BYTES_MAX, PAUSE_
 _log = logging.getLogger("orch.api")
 
 API_VERSION = "1"
+ANY_ADDRESS = "*"
+"""As a host: every Host that is an IP address, for a server that listens at all of the machine's. No name leads to
+another address behind a browser's back then; a number cannot.
+"""
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _CODE_PATH = "/api/v1/code/"
 
@@ -31,7 +36,9 @@ class Gate:
             raise ValueError("an API without a token would be open to everybody")
         self._app = app
         self._credentials = f"Bearer {token}".encode("ascii")
-        self._hosts = {host.lower() for host in (*LOOPBACK_HOSTS, *hosts)}
+        named = {host.lower() for host in (*LOOPBACK_HOSTS, *hosts)}
+        self._any_address = ANY_ADDRESS in named
+        self._hosts = named - {ANY_ADDRESS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,11 +62,14 @@ class Gate:
         # A web page can make a browser send requests to loopback under a name of its own choosing; the Host
         # tells. A page of another site shows in the Origin.
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if _without_port(host) not in self._hosts:
+        if not self._is_ours(_without_port(host)):
             return (
                 403,
                 "forbidden",
-                f"this server is not called {host[:100]!r}; reach it as 127.0.0.1 or localhost",
+                (
+                    f"this server is not called {host[:100]!r}; reach it as 127.0.0.1 or localhost, or add the name"
+                    " to `listen.names` in its config file"
+                ),
             )
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1").lower() not in {
@@ -79,6 +89,9 @@ class Gate:
         if int(length) > _limit_of(scope):
             return 413, "wrong_use", f"the request is larger than {_limit_of(scope)} bytes"
         return None
+
+    def _is_ours(self, host: str) -> bool:
+        return host in self._hosts or (self._any_address and _is_address(host))
 
 
 class _Answer:
@@ -116,6 +129,14 @@ def error_document(code: str, message: str, problems: list[dict[str, Any]] | Non
     if problems:
         error["problems"] = problems
     return {"error": error}
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _without_port(host: str) -> str:

@@ -1,7 +1,9 @@
 """Serves the API from a thread of the controller's process."""
 
+import ipaddress
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Iterable
 
@@ -9,6 +11,7 @@ import uvicorn
 
 from orch.api.app import create_app
 from orch.api.connection import Connection
+from orch.api.gate import ANY_ADDRESS
 from orch.api.limits import BACKLOG, CONNECTIONS_MAX, HEAD_BYTES_MAX, KEEP_ALIVE_S
 from orch.control.service import ControlService
 from orch.model.errors import NoServer
@@ -30,10 +33,12 @@ class ApiServer:
         host: str = LOOPBACK,
         port: int = 0,
         hosts: Iterable[str] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Port 0: any that is free. NoServer if the port is taken."""
+        """Port 0: any that is free. `hosts`: more names it is reached under. NoServer if the port is taken."""
         self._service = service
-        app = create_app(service, token, hosts)
+        self._tls = tls
+        app = create_app(service, token, (*_names_of(host), *hosts))
         self._socket = _listen(host, port)
         self._host, self._port = host, self._socket.getsockname()[1]
         config = uvicorn.Config(
@@ -50,6 +55,7 @@ class ApiServer:
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_LIMIT_S,
+            ssl_context_factory=None if tls is None else lambda _config, _make: tls,
         )
         self._server = _Server(config)
         self._thread = threading.Thread(target=self._run, name="orch-api", daemon=True)
@@ -57,7 +63,7 @@ class ApiServer:
     @property
     def url(self) -> str:
         name = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{name}:{self._port}"
+        return f"http{'' if self._tls is None else 's'}://{name}:{self._port}"
 
     def start(self) -> str:
         """Returns the URL once it answers there."""
@@ -93,6 +99,18 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
 
+def _names_of(host: str) -> tuple[str, ...]:
+    """Under which Host a server at this address is asked for, beside loopback's."""
+    address = ipaddress.ip_address(host)
+    here = f"[{host}]" if address.version == 6 else host
+    if address.is_loopback:
+        return (here,)
+    own = (socket.gethostname(), socket.getfqdn())
+    if address.is_unspecified:
+        return (ANY_ADDRESS, *own)
+    return (here, *own)
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named: else asyncio takes it for no TCP and leaves Nagle's algorithm on, and every answer comes
@@ -101,6 +119,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         # A server that starts again at once must get its port although old connections linger.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         listening.bind((host, port))
     except OSError as error:
         listening.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ ANSWER_LIMIT_S = 30.0
 """How long the server may take beyond what it was asked to wait."""
 RESTART_PATIENCE_S = 20.0
 """A controller that died is back within seconds; every command waits for it so long."""
+CA_VARIABLE = "ORCH_CA_FILE"
+"""A file of certificates (PEM) to trust, in place of the system's, where a server is at https://."""
 RETRY_PAUSE_S = 0.25
 RETRY_PAUSE_S_MAX = 2.0
 
@@ -57,7 +60,7 @@ class Transport:
         self._set(url, token)
         self._locate = locate
         self._coming_back = coming_back
-        self._pool = urllib3.PoolManager(maxsize=4, retries=False)
+        self._pool = urllib3.PoolManager(maxsize=4, retries=False, ca_certs=_authorities())
         self.on_gap: Callable[[str], None] | None = None
         self.carry: Callable[[Callable[[], urllib3.BaseHTTPResponse]], urllib3.BaseHTTPResponse] = _directly
         """How a request is made: a program that can be interrupted does it beside its main thread."""
@@ -176,6 +179,14 @@ def _directly(request: Callable[[], urllib3.BaseHTTPResponse]) -> urllib3.BaseHT
     return request()
 
 
+def _authorities() -> str | None:
+    """None: whom the system trusts."""
+    named = os.environ.get(CA_VARIABLE)
+    if named and not os.path.isfile(named):  # noqa: PTH113 - pathlib is not needed here otherwise
+        raise errors.WrongUse(f"{CA_VARIABLE} names {named}, and there is no such file")
+    return named or None
+
+
 def _busy(answer: urllib3.BaseHTTPResponse) -> str:
     """What a 503 says for itself; empty where it says nothing."""
     try:
@@ -185,6 +196,8 @@ def _busy(answer: urllib3.BaseHTTPResponse) -> str:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return f"TLS with it failed: {error}; {CA_VARIABLE} names the certificates to trust"
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "connection refused" if "refused" in str(error) else "it cannot be reached"
     if isinstance(error, urllib3.exceptions.TimeoutError):

@@ -99,6 +99,7 @@ def _client(target: Target) -> Iterator[Client]:
         return
     if target.kind == "api":
         token = os.environ.get("ORCH_TOKEN") or _token_for(target)
+        _warn_of_the_open_way(target.address)
         found = Client(target.address, token)
     else:
         _same_cluster(target)
@@ -130,6 +131,21 @@ def _token_for(target: Target) -> str:
         f"the server at {target.address} asks for a token: put it into ORCH_TOKEN"
         " (it is the text of the file `token` in the server's home folder)"
     )
+
+
+def _warn_of_the_open_way(address: str) -> None:
+    from urllib.parse import urlsplit
+
+    from orch.cli.output import say
+    from orch.model.addresses import address_of
+
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    found = address_of(host)
+    if parts.scheme == "http" and host != "localhost" and not (found is not None and found.is_loopback):
+        say(
+            f"orch: the token crosses the network to {host} in the open: use https:// or ssh:// where you can"
+        )
 
 
 def _same_cluster(target: Target) -> None:

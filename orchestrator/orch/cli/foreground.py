@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orch.cli.launch import start_server, stop_server
 from orch.cli.output import say
@@ -21,7 +21,7 @@ from orch.control.raysettings import cluster_environment
 from orch.model.errors import NoServer, OrchError, WrongUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from orch.cli.connect import Target
     from orch.cli.output import Progress
@@ -52,6 +52,7 @@ class Foreground:
         gpus: int | None = None,
         ray: str | None = None,
         leave: bool = False,
+        listen: Mapping[str, Any] | None = None,
     ) -> None:
         """`ray`: the command that starts the cluster's head and stays (`ray start --head --block …`). `leave`: at the
         end the agents of the cluster are left at work, for a server that comes back to them.
@@ -63,7 +64,7 @@ class Foreground:
                 "--ray and --leave need --cluster: the Ray of one machine comes and goes with its server"
             )
         self._target, self._shown, self._ray, self._leave = target, shown, ray, leave
-        self._cpus, self._gpus = cpus, gpus
+        self._cpus, self._gpus, self._listen = cpus, gpus, listen
         self._told = threading.Event()
         self._head: subprocess.Popen[bytes] | None = None
 
@@ -113,7 +114,7 @@ class Foreground:
             raise NoServer(f"Ray's head has ended with exit code {self._head.returncode}")
 
     def _start(self) -> dict[str, str]:
-        return start_server(self._target, self._shown, cpus=self._cpus, gpus=self._gpus)
+        return start_server(self._target, self._shown, cpus=self._cpus, gpus=self._gpus, listen=self._listen)
 
     def _stay(self) -> None:
         heard, failures = time.monotonic(), 0

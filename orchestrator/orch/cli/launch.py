@@ -11,7 +11,7 @@ from orch.cli.output import say
 from orch.model.errors import NoServer, OrchError, WrongUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from orch.cli.connect import Target
@@ -24,7 +24,12 @@ LOG_TAIL_LINES = 10
 
 
 def start_server(
-    target: Target, shown: Progress, *, cpus: int | None = None, gpus: int | None = None
+    target: Target,
+    shown: Progress,
+    *,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    listen: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Brings the server up; returns what `server.json` says. Harmless where it runs already."""
     from orch.cli.connect import config_of
@@ -37,6 +42,8 @@ def start_server(
         amount = configured if given is None else given
         if amount is not None:
             arguments += [option, str(amount)]
+    if listen:
+        arguments += ["--listen", json.dumps(dict(listen))]
     shown.show("starting the server")
     found: dict[str, Any] = _run("start", arguments, target.home, shown)["ready"]
     return found

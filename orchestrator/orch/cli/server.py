@@ -1,6 +1,7 @@
 """`orch server …`: the control plane by hand."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
         "orch server start",
         "orch server start --cpus 8 --gpus 1",
         "orch server start --cluster 10.0.0.5:6379",
+        "orch server start --listen 0.0.0.0:8443 --tls-cert server.pem --tls-key server.key",
     )(start)
     verb(
         group,
@@ -44,16 +46,39 @@ Cpus = Annotated[
 ]
 Gpus = Annotated[int | None, typer.Option("--gpus", metavar="N", min=0, help="GPUs that Ray may give away.")]
 
+ListenAt = Annotated[
+    str | None,
+    typer.Option("--listen", metavar="ADDRESS:PORT", help="Listen here too, for other machines; needs TLS."),
+]
+TlsCert = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Certificate and its chain, PEM, for --listen.")
+]
+TlsKey = Annotated[str | None, typer.Option(metavar="FILE", help="Its private key, PEM.")]
+ListenName = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A name under which --listen is reached. May be repeated."),
+]
+InsecureListen = Annotated[
+    bool,
+    typer.Option("--insecure-listen", help="Without TLS: the token crosses the network in the open."),
+]
+
 
 def start(
     cpus: Cpus = None,
     gpus: Gpus = None,
+    listen: ListenAt = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    listen_name: ListenName = None,
+    insecure_listen: InsecureListen = False,
     output_format: Output = Format.TABLE,
     cluster: Cluster = None,
 ) -> None:
     """Starts the server.
 
-    Ray on this machine, or on --cluster; unfinished jobs go on.
+    Ray on this machine, or on --cluster; unfinished jobs go on. It answers on loopback, and with --listen for other
+    machines too.
     """
     from orch.cli.launch import start_server
 
@@ -61,12 +86,35 @@ def start(
     _refuse_amounts(target, cpus, gpus)
     if not target.can_start:
         raise WrongUse(f"the server at {target.address} is not started from here; do it on that machine")
+    place = _listen(listen, tls_cert, tls_key, listen_name or [], insecure=insecure_listen)
     with output.progress() as shown:
-        found = start_server(target, shown, cpus=cpus, gpus=gpus)
+        found = start_server(target, shown, cpus=cpus, gpus=gpus, listen=place)
+    if place and "listens" not in found:
+        output.say("orch: the server ran already; where it listens is changed by stopping and starting it")
     if output_format is Format.JSON:
         output.write_json({"version": output.VERSION, "server": found})
     else:
-        output.write_line(f"the server answers at {found['url']}")
+        more = f", and for other machines at {found['listens']}" if "listens" in found else ""
+        output.write_line(f"the server answers at {found['url']}{more}")
+
+
+def _listen(
+    address: str | None, certificate: str | None, key: str | None, names: list[str], *, insecure: bool
+) -> Document | None:
+    """As `listen` of the config file has it. WrongUse, before anything is started."""
+    from orch.model.listening import listen_from
+
+    given = {"certificate": certificate, "key": key, "names": names, "insecure": insecure}
+    if address is None:
+        if any(given.values()):
+            raise WrongUse(
+                "--tls-cert, --tls-key, --listen-name and --insecure-listen are for --listen ADDRESS:PORT"
+            )
+        return None
+    try:
+        return listen_from({"address": address, **given}, Path.cwd()).to_dict()
+    except ValueError as error:
+        raise WrongUse(f"--listen: {error}") from None
 
 
 def _refuse_amounts(target: Target, cpus: int | None, gpus: int | None) -> None:
@@ -85,6 +133,11 @@ def run(
             help="Starts the head of --cluster and stays, as `ray start --head --block …` does; it ends with this.",
         ),
     ] = None,
+    listen: ListenAt = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    listen_name: ListenName = None,
+    insecure_listen: InsecureListen = False,
     leave: Annotated[
         bool,
         typer.Option(
@@ -102,8 +155,9 @@ def run(
 
     target = find_target(cluster)
     _refuse_amounts(target, cpus, gpus)
+    place = _listen(listen, tls_cert, tls_key, listen_name or [], insecure=insecure_listen)
     with output.progress() as shown:
-        Foreground(target, shown, cpus=cpus, gpus=gpus, ray=ray, leave=leave).serve()
+        Foreground(target, shown, cpus=cpus, gpus=gpus, ray=ray, leave=leave, listen=place).serve()
     output.write_line("the server is stopped")
 
 

@@ -81,6 +81,11 @@ class Home:
         return self.root / "server.json"
 
     @property
+    def listen(self) -> Path:
+        """What `orch server start --listen` said, until the next start."""
+        return self.root / "listen.json"
+
+    @property
     def database(self) -> Path:
         return self.root / "orch.db"
 

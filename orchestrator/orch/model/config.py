@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from orch.model.lease import LEASE_MAX_S, LEASE_MIN_S, LEASE_S
+from orch.model.listening import LISTEN_ALLOWED, Listen, listen_from
 from orch.model.problems import ConfigError, Problem, format_path, near_match, shown
 from orch.model.storage_url import check_storage_options, check_storage_url
 from orch.model.strict_yaml import SIZE_BYTES_MAX, Document, Place, parse_yaml
@@ -100,6 +101,7 @@ class Config:
     store: str | None = field(default=None, repr=False)  # may hold a password
     storage: StorageDefault | None = None
     port: int = 0
+    listen: Listen | None = None
     cpus: int | None = None
     gpus: int | None = None
     keep_logs_s: float | None = None
@@ -159,6 +161,16 @@ def _storage(value: Any, base: Path) -> StorageDefault:
     return StorageDefault(url, options)
 
 
+def _listen(value: Any, base: Path) -> Listen:
+    document = {"address": value} if isinstance(value, str) else value
+    if not isinstance(document, dict):
+        raise _refuse(f"is {shown(value)}", f"{LISTEN_ALLOWED}, or a mapping")
+    try:
+        return listen_from(document, base)
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+
+
 def _whole(minimum: int, maximum: int) -> Callable[[Any, Path], int]:
     def check(value: Any, _base: Path) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
@@ -213,6 +225,9 @@ CONFIG_KEYS: dict[str, ConfigKey] = {
         _storage, "storage", "storage of jobs that name none; default: a folder of the home"
     ),
     "port": ConfigKey(_whole(0, 65_535), "port", "port of the server on this machine; 0: any that is free"),
+    "listen": ConfigKey(
+        _listen, "listen", "where the server listens for other machines too; default: nowhere"
+    ),
     "cpus": ConfigKey(_whole(1, _CPUS_MAX), "cpus", "CPU cores that a local Ray may give away; default: all"),
     "gpus": ConfigKey(_whole(0, _GPUS_MAX), "gpus", "GPUs that a local Ray may give away; default: all"),
     "ray_state": ConfigKey(

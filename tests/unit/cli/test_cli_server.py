@@ -263,3 +263,23 @@ def test_completion_knows_the_jobs_and_is_silent_without_a_server(api, monkeypat
     assert known_jobs() == [job]
     monkeypatch.setenv("ORCH_HOME", str(tmp_path / "nothing"))
     assert known_jobs() == []
+
+
+def test_start_for_other_machines_needs_tls_or_an_explicit_word(home, cli, bootstrap):
+    assert "--insecure-listen" in cli.refused(WrongUse, "server", "start", "--listen", "0.0.0.0:8443")
+    assert "--listen ADDRESS" in cli.refused(WrongUse, "server", "start", "--insecure-listen")
+    assert "both" in cli.refused(WrongUse, "server", "start", "--listen", "0.0.0.0:8443", "--tls-cert", "a")
+    assert not bootstrap.was_started
+    bootstrap.says({"ready": RECORD | {"listens": "http://0.0.0.0:8443"}})
+    result = cli(
+        "server", "start", "--listen", "0.0.0.0:8443", "--insecure-listen", "--listen-name", "a.example"
+    )
+    assert "for other machines at http://0.0.0.0:8443" in result.stdout
+    given = json.loads(bootstrap.arguments[4])
+    assert (given["address"], given["insecure"], given["names"]) == ("0.0.0.0:8443", True, ["a.example"])
+
+
+def test_a_server_that_runs_already_does_not_listen_elsewhere(cli, bootstrap):
+    bootstrap.says({"ready": RECORD})
+    result = cli("server", "start", "--listen", "127.0.0.1:8443")
+    assert "stopping and starting" in result.stderr

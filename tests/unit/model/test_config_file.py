@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orch.model.config import CONFIG_KEYS, Config, ConfigError, cluster_kind, load_config, orch_home
+from orch.model.listening import Listen
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def test_every_key(home):
         "cluster: 10.0.0.5:6379\nstore: postgresql+psycopg://me:pw@db/orch\n"
         "storage: {url: s3://bucket/x, options: {endpoint_url: 'http://127.0.0.1:8333'}}\n"
         "port: 8265\ncpus: 2\ngpus: 0\nkeep_logs: 30d\nlease: 90s\nray_state: disk\n"
+        "listen: {address: '10.0.0.5:8443', certificate: a.pem, key: b.pem, names: [Orch.example.org]}\n"
     )
     config = load_config(folder, {})
     assert config.cluster == "10.0.0.5:6379"
@@ -47,6 +49,9 @@ def test_every_key(home):
     assert config.storage.options == {"endpoint_url": "http://127.0.0.1:8333"}
     assert (config.port, config.cpus, config.gpus, config.keep_logs_s) == (8265, 2, 0, 30 * 86400)
     assert config.lease_s == 90
+    assert config.listen == Listen(
+        "10.0.0.5", 8443, str(folder / "a.pem"), str(folder / "b.pem"), ("orch.example.org",)
+    )
     assert config.ray_state == "disk"
     assert config.store == "postgresql+psycopg://me:pw@db/orch"
     assert "pw" not in repr(config)
