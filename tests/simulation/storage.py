@@ -51,7 +51,7 @@ class Storage:
         self.parents[generation] = (branch.generation, branch.step)
         self.chain = self.chains[branch.generation].fork(generation, branch.generation, branch.step)
         self.chains[generation] = self.chain
-        self.best_on_chain = branch.step
+        self._look_again(branch.step)
 
     def forked(self, generation: Generation, point: tuple[Generation, int] | None) -> None:
         """The workers' own chain, after `generation` has restored `point`."""
@@ -86,10 +86,11 @@ class Storage:
     def quarantine(self, points: set[tuple[Generation, int]]) -> None:
         """Damaged or poisoned: never restored, and no loss."""
         self.quarantined |= points
-        left = [
-            step for generation, step in self.manifests - self.quarantined if self.admits(generation, step)
-        ]
-        self.best_on_chain = min(self.best_on_chain, max(left, default=0))
+        self._look_again(self.best_on_chain)
+
+    def _look_again(self, limit: int) -> None:
+        left = [step for generation, step in self.whole() if self.admits(generation, step)]
+        self.best_on_chain = min(limit, max(left, default=0))
 
     def repair(self) -> None:
         self.quarantined.clear()
