@@ -87,6 +87,10 @@ def test_refusals_have_their_own_errors(client: Client, tmp_path: Path) -> None:
         client.submit(_spec(tmp_path, secrets=["NOT_GIVEN"]))
     with pytest.raises(WrongUse, match="no folder"):
         client.submit(_spec(tmp_path / "gone"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WrongUse, match=r"checkpoint\.storage: cannot write"):
+        client.submit(_spec(tmp_path, checkpoint={"storage": str(tmp_path / "file" / "below")}))
+    assert (tmp_path / "file").read_text() == "in the way"
     with pytest.raises(WrongUse, match="not been uploaded"):
         client.submit({"run": "true", "resources": LIGHT}, code={"digest": "0" * 64, "size_bytes": 1})
     with pytest.raises(NeverPlaceable, match="9999"):

@@ -130,9 +130,30 @@ def local_problems(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | 
     problems += _requirements_problems(loaded, plan)
     storage = loaded.spec.checkpoint.storage
     if storage is not None and find_target(cluster).kind == "home":
-        missing = missing_extra(storage.url)
-        problems += [missing] if missing else []
+        problems += [found for found in (missing_extra(storage.url), _unwritable(storage.url)) if found]
     return problems
+
+
+def _unwritable(url: str) -> "Problem | None":
+    """Why no folder can be made where a storage on this disk is to be. What is made to find out is removed again.
+
+    The server proves the whole of it, but would have been started for a job that it refuses.
+    """
+    from orch.model.problems import Problem
+    from orch.model.storage_url import split_storage_url
+
+    protocol, name = split_storage_url(url)
+    if protocol != "file":
+        return None
+    at = Path(name)
+    while not os.path.lexists(at):
+        at = at.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=".orch-write-test-", dir=at)).rmdir()
+    except OSError as error:
+        why = f"no folder can be made in {at}: {error.strerror}"
+        return Problem(f"cannot write to {name}: {why}", path="checkpoint.storage")
+    return None
 
 
 def _requirements_problems(loaded: "LoadedJob", plan: "PackPlan | None") -> list["Problem"]:

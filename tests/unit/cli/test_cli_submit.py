@@ -238,6 +238,27 @@ def test_a_storage_that_this_installation_cannot_reach_starts_nothing(
     assert list(home.root.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--dry-run"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_storage_that_cannot_be_made_on_this_disk_starts_nothing(home, cli, workdir, scheme, option):
+    (workdir / "file").write_text("in the way")
+    storage = f"checkpoint.storage={scheme}{workdir / 'file' / 'below'}"
+    result = cli("submit", str(workdir / "job.yaml"), "--set", storage, option)
+    assert result.exit_code == WrongUse.exit_code
+    assert "checkpoint.storage: cannot write to" in result.stderr
+    assert f"no folder can be made in {workdir / 'file'}: Not a directory" in result.stderr
+    assert list(home.root.iterdir()) == []
+
+
+def test_looking_whether_a_storage_can_be_made_leaves_nothing(home, cli, workdir):
+    (workdir / "made").mkdir()
+    for place in ("made", "not/there/yet"):
+        storage = f"checkpoint.storage={workdir / place}"
+        cli.ok("submit", str(workdir / "job.yaml"), "-n", "--set", storage)
+    assert list((workdir / "made").iterdir()) == []
+    assert not (workdir / "not").exists()
+
+
 def test_dry_run_against_a_cluster_without_a_server_says_that_it_was_not_checked(home, cli, workdir):
     out = cli.ok("submit", str(workdir / "job.yaml"), "-n", "--cluster", "10.255.0.1:6379")
     assert "not checked" in out

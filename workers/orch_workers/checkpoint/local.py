@@ -62,7 +62,8 @@ class LocalStorage(Storage):
                     temporary.unlink()
             self._sync_folders(target.parent, made)
         except FileNotFoundError as error:
-            raise StorageUnavailable(f"cannot write {target}: its folder was removed meanwhile") from error
+            why = "its folder was removed meanwhile, or cannot be made there"
+            raise StorageUnavailable(f"cannot write {target}: {why}") from error
         except OSError as error:
             raise _translated(error, f"cannot write {target}") from error
 
