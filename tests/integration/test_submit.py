@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[str | bytes, int, str]] = {
     "name with spaces": ("run: x\nname: my job\n", 2, "'my job'"),
     "name with emoji": ("run: x\nname: 🚀\n", 2, "name"),
     "name of 300 characters": (f"run: x\nname: {'n' * 300}\n", 2, "57"),
-    "not possible yet": ("run: x\npython: {requirements: r.txt}\n", 2, "python"),
+    "missing requirements": ("run: x\npython: {requirements: r.txt}\n", 0, "r.txt is not in the workdir"),
     "secret without a value": ("run: x\nsecrets: [ORCH_TEST_UNSET]\n", 0, "ORCH_TEST_UNSET"),
 }
 

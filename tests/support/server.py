@@ -26,6 +26,7 @@ from orch.model.errors import OrchError
 
 WAIT_S = 90.0
 POLL_S = 0.02
+CLI_LIMIT_S = 400.0
 
 
 class WaitedError(AssertionError):
@@ -75,7 +76,7 @@ class Server:
             self.env.pop(name, None)
 
     def cli(self, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        options.setdefault("timeout", 150)
+        options.setdefault("timeout", CLI_LIMIT_S)
         done = subprocess.run(
             [sys.executable, "-m", "orch.cli.main", *arguments],
             env=self.env, text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False, **options,
