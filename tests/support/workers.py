@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from orch_workers.keeper import Prepared
+    from orch_workers.prepared import Prepared
 
 LIMIT_S = 30.0
 ROOM_BYTES = 1 << 16
@@ -334,8 +334,8 @@ class Running:
         self.worker.halt()
         self.worker._close()
         keeper = self.worker._keeper
-        if keeper is not None and keeper._writer.is_alive():
-            keeper._writer.join(LIMIT_S)
+        if keeper is not None:
+            keeper.join(LIMIT_S)
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         """Events of one type, oldest first."""

@@ -23,7 +23,6 @@ from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import (
     CheckpointError,
     NotFound,
-    NothingRestorable,
     SnapshotChanged,
     StorageError,
     StorageRefused,
@@ -40,12 +39,10 @@ from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
 from orch_workers.patience import patiently, pause_s
 from orch_workers.prepared import Filled, Prepared
-from orch_workers.restoring import Look, Stored
+from orch_workers.restoring import Search, Stored
 from orch_workers.slot_storage import bring_slot, commit_slot
 from orch_workers.speaking import Speaking
 from orch_workers.training.protocol import IN_MEMORY
-
-__all__ = ["Keeper", "NothingRestorable", "Prepared"]
 
 T = TypeVar("T")
 
@@ -183,16 +180,13 @@ class Keeper(Speaking):
         if trusted is not None and trusted.step >= self._committed_step:
             return Prepared.of(trusted, "memory")  # storage has nothing newer, and need not be asked
 
-        look = Look(
-            lambda: self._find_stored(-1 if memory is None else memory.step),
-            memory_step=-1 if memory is None else memory.step,
-            committed_step=self._committed_step,
-        )
+        memory_step = -1 if memory is None else memory.step
+        search = Search(self._find_stored, memory_step=memory_step, committed_step=self._committed_step)
 
         def ask() -> Snapshot | None:
             if chain is not None:
                 self._begin(chain)
-            restored = look()
+            restored = search()
             if restored is None:
                 return None
             for bad in restored.rejected:
@@ -383,9 +377,8 @@ class Keeper(Speaking):
 
     def _begin(self, chain: Chain) -> None:
         """In storage before its first commit, and before anything is read on its behalf."""
-        with (
-            self._beginning
-        ):  # by the writer and by who announces it: an older one must not come after a newer one
+        # By the writer and by who announces it: an older one must not come after a newer one.
+        with self._beginning:
             if self._begun is None or self._begun.generation < chain.generation:
                 self._begun = self.catalog.begin(chain)
 
@@ -432,6 +425,11 @@ class Keeper(Speaking):
         with self._lock:
             self._closed = True
             self._lock.notify_all()
+
+    def join(self, limit_s: float) -> None:
+        """After `close`: what was being written is written, or has failed."""
+        if self._writer.is_alive():
+            self._writer.join(limit_s)
 
     # telling
 

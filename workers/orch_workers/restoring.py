@@ -15,13 +15,16 @@ LISTS_MAX = 5
 """So often a list that lacks what is known to have been committed is asked for again: it may be behind."""
 
 
-class Look:
+class Search:
     """Asks again and again (StorageUnavailable) while storage does not list what was committed; LISTS_MAX times.
 
-    After that its word counts: a person may have removed it. `memory_step`: what need not come from storage.
+    After that its word counts: a person may have removed it. `memory_step`: what need not come from storage; `find`
+    is told it.
     """
 
-    def __init__(self, find: Callable[[], Stored | None], *, memory_step: int, committed_step: int) -> None:
+    def __init__(
+        self, find: Callable[[int], Stored | None], *, memory_step: int, committed_step: int
+    ) -> None:
         self._find, self._memory_step, self._committed_step = find, memory_step, committed_step
         self._lists = 0
         self._gone: NothingRestorable | None = None
@@ -32,7 +35,7 @@ class Look:
         self._lists += 1
         may_be_behind = self._lists <= LISTS_MAX
         try:
-            found = self._find()
+            found = self._find(self._memory_step)
         except NothingRestorable as error:
             if error.rejected or not may_be_behind:
                 raise

@@ -6,65 +6,74 @@ from types import SimpleNamespace
 
 import pytest
 
-from orch_workers.checkpoint.errors import NothingRestorable, Rejected, StorageUnavailable
-from orch_workers.restoring import LISTS_MAX, Look
+from orch_workers.checkpoint import NothingRestorable, Rejected, StorageUnavailable
+from orch_workers.restoring import LISTS_MAX, Search
 
+OLD, NEW = (SimpleNamespace(point=SimpleNamespace(step=step), rejected=()) for step in (10, 20))
 GONE = NothingRestorable("storage lists only what is gone")
-BAD = NothingRestorable("none can be restored", [Rejected((1, 1), 5, "does not match its digest")])
 
 
-def stored(step):
-    return SimpleNamespace(point=SimpleNamespace(step=step), rejected=())
+def search(*answers, committed_step=20, memory_step=-1):
+    """Of a storage that gives these answers; the last one again and again."""
+    left = list(answers)
+
+    def find(_memory_step):
+        found = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return Search(find, memory_step=memory_step, committed_step=committed_step)
 
 
-def look(*answers, memory_step=-1, committed_step=0):
-    answers = list(answers)
+def test_what_was_committed_is_asked_for_again():
+    asked = search(OLD, None, NothingRestorable("nothing there"), NEW)
+    for _ in range(3):
+        with pytest.raises(StorageUnavailable):
+            asked()
+    assert asked() is NEW
 
-    def find():
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
-    return Look(find, memory_step=memory_step, committed_step=committed_step)
+@pytest.mark.parametrize("answer", [OLD, None])
+def test_the_word_of_storage_counts_in_the_end(answer):
+    asked = search(answer)
+    for _ in range(LISTS_MAX):
+        with pytest.raises(StorageUnavailable, match="step 20 was committed"):
+            asked()
+    assert asked() is answer
+
+
+@pytest.mark.parametrize("committed_step", [0, 20])
+def test_nothing_at_all_is_said_in_the_end(committed_step):
+    asked = search(GONE, committed_step=committed_step)
+    for _ in range(LISTS_MAX):
+        with pytest.raises(StorageUnavailable):
+            asked()
+    with pytest.raises(NothingRestorable):
+        asked()
+
+
+def test_what_is_explained_is_not_asked_for_again():
+    damaged = SimpleNamespace(point=OLD.point, rejected=(Rejected((1, 1), 20, "damaged"),))
+    assert search(damaged)() is damaged
+    assert search(OLD, committed_step=10)() is OLD
+    assert search(None, memory_step=20)() is None
+    assert search(None, committed_step=0)() is None
+    with pytest.raises(NothingRestorable):
+        search(NothingRestorable("all bad", [Rejected((1, 1), 20, "damaged")]))()
 
 
 def test_a_list_of_what_is_gone_is_asked_for_again():
     """Seen: a stale list named the one checkpoint that had been removed, and the job was BLOCKED."""
-    asking = look(GONE, stored(7))
+    asked = search(GONE, OLD, committed_step=0)
     with pytest.raises(StorageUnavailable, match="only what is gone"):
-        asking()
-    assert asking().point.step == 7
+        asked()
+    assert asked() is OLD
 
 
 def test_after_a_list_of_what_is_gone_an_empty_one_is_no_reason_to_start_over():
-    asking = look(GONE, None)
+    asked = search(GONE, None, committed_step=0)
     with pytest.raises(StorageUnavailable):
-        asking()
+        asked()
     with pytest.raises(NothingRestorable):
-        asking()
-
-
-def test_so_often_and_then_it_counts():
-    asking = look(*[GONE] * (LISTS_MAX + 1))
-    for _ in range(LISTS_MAX):
-        with pytest.raises(StorageUnavailable):
-            asking()
-    with pytest.raises(NothingRestorable):
-        asking()
-
-
-def test_what_was_found_damaged_counts_at_once():
-    with pytest.raises(NothingRestorable, match="none can be restored"):
-        look(BAD)()
-
-
-def test_what_is_known_to_have_been_committed_is_waited_for():
-    asking = look(stored(5), stored(9), committed_step=9)
-    with pytest.raises(StorageUnavailable, match="step 9 was committed"):
-        asking()
-    assert asking().point.step == 9
-
-
-def test_nothing_at_all_is_a_start_from_nothing():
-    assert look(None)() is None
+        asked()

@@ -126,11 +126,6 @@ class LeaderFilesKeeper(FilesKeeper):
         assert self._deferred is not None
         self._deferred.begins()
 
-    def join(self, limit_s: float) -> None:
-        """See GangKeeper."""
-        if self._writer.is_alive():
-            self._writer.join(limit_s)
-
 
 class OtherFilesKeeper(GangKeeper):
     """Of the other ranks: keeps nothing."""

@@ -238,8 +238,3 @@ class GangKeeper(Keeper):
             if self._closed or (self._filled and waited_s > AGREE_NEWER_S):
                 raise SnapshotChanged("not every rank has this step, and a newer one waits")
             return waited_s <= (AGREE_HURRIED_S if self._hurry else AGREE_LIMIT_S)
-
-    def join(self, limit_s: float) -> None:
-        """After `close`: what was being written is written, or has failed."""
-        if self._writer.is_alive():
-            self._writer.join(limit_s)
