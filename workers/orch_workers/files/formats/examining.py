@@ -15,9 +15,10 @@ EPOCH_KEYS = ("epoch", "current_epoch", "epochs", "last_epoch")
 
 _ZIP, _PICKLE = b"PK", b"\x80"
 _COMPRESSED = (b"\x1f\x8b", b"x\x9c", b"x\x01", b"x\xda", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_HDF5 = (".h5", ".hdf5", ".he5")
 _EXPECTED = {
     **dict.fromkeys((".pt", ".pth", ".tar"), ("torch", "pickle", "zip")),
-    **dict.fromkeys((".h5", ".hdf5", ".he5"), ("hdf5",)),
+    **dict.fromkeys(_HDF5, ("hdf5",)),
     ".keras": ("keras",),
     ".npz": ("npz", "zip"),
     ".npy": ("npy",),
@@ -45,9 +46,9 @@ class Examined(NamedTuple):
 
 def examine(path: Path, name: str) -> Examined:
     """`name`: as the script knows it; `path`: where it can be read, and does not change meanwhile."""
-    with path.open("rb") as stream:
-        kind, problem, values = _look(stream, name)
     suffix = Path(name).suffix.lower()
+    with path.open("rb") as stream:
+        kind, problem, values = _look(stream, suffix)
     expected = _EXPECTED.get(suffix)
     if expected is not None and kind not in expected:
         return Examined(expected[0], problem or f"it does not open as {expected[0]}")
@@ -58,13 +59,12 @@ def examine(path: Path, name: str) -> Examined:
     return Examined(kind, problem, step, epoch)
 
 
-def _look(stream: IO[bytes], name: str) -> tuple[str, str, Any]:
+def _look(stream: IO[bytes], suffix: str) -> tuple[str, str, Any]:
     """(kind, problem, plain values)"""
-    suffix = Path(name).suffix.lower()
     head = stream.read(8)
     if head.startswith(_ZIP):
         return zips.examine(stream)
-    if head == hdf5.SIGNATURE or suffix in {".h5", ".hdf5", ".he5"}:
+    if head == hdf5.SIGNATURE or suffix in _HDF5:
         return "hdf5", hdf5.problem_of(stream), None
     if suffix == ".safetensors":
         return "safetensors", flat.safetensors_problem(stream), None
