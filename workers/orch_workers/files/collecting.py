@@ -74,11 +74,11 @@ class Collector:
         with self._lock:
             version = self._local.version(snapshot)
         self.looker.leave_out(version.left_out)
-        done = place(version, snapshot, self._root, self.looker.look().files, self._aside / mark)
+        moved = place(version, snapshot, self._root, self.looker.look().files, self._aside / mark)
         if self._is_ours:
             tidy_aside(self._aside)
         self.has(version, snapshot)
-        return done.aside
+        return moved
 
     def has(self, version: Version, snapshot: Snapshot) -> None:
         """The working folder holds this version now."""
@@ -134,9 +134,10 @@ class Collector:
         number: int,
         metrics: dict[str, Any],
         ending: Ending | None,
-        place: tuple[int, Path, float],
+        into: tuple[int, Path, float],
     ) -> Outcome:
-        index, folder, began = place
+        """`into`: number and path of an empty folder, and since when."""
+        index, folder, began = into
 
         def is_still() -> bool:
             again = self.looker.look()

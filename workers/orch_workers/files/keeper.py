@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from orch.model.generation import Generation
 from orch.model.units import describe_size
+from orch_policies.interval import SECONDS_DEFAULT
 from orch_workers.checkpoint import reader
 from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.errors import CheckpointError, StorageError
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 
 FALLBACK_DRAIN_S = 20.0
 """How long a version that a start could not use may take into storage before the next start."""
-EVERY_S = 600.0
+KEPT_TWICE = (
+    "this job has `checkpoint.files`, so orch keeps what its script writes itself, and the script calls "
+    "orch.training() as well: remove one of the two"
+)
 
 
 class FilesKeeper(Keeper):
@@ -102,10 +106,7 @@ class FilesKeeper(Keeper):
 
     def prepared(self) -> Prepared | None:
         """Asked by a script that calls `orch.training` in a job whose files are kept."""
-        raise CheckpointError(
-            "this job has `checkpoint.files`, so orch keeps what its script writes itself, and the script calls "
-            "orch.training() as well: remove one of the two"
-        )
+        raise CheckpointError(KEPT_TWICE)
 
     def _take_first(self) -> None:
         """What lies in the working folder before the first start, shipped with it, is the first version."""
@@ -154,16 +155,13 @@ class FilesKeeper(Keeper):
         assert self._collector is not None
         outcome = self._collector.take(look, self._generation, self._start.number + 1, self._lines.values)
         if outcome.snapshot is not None:
-            self._took(outcome.snapshot)
+            self._took(self._start, outcome.snapshot)
+            self._queue_when_due()
         return outcome
 
     def each_look(self, look: Look) -> None:
         assert self._start is not None
-        values = self._lines.read()
-        if values:
-            self._start.lines = self._lines.matches
-            assert self._launcher is not None
-            self._launcher.tell_metrics(self._start.number, values)
+        self._tell_metrics(self._start)
         self._queue_when_due()
         if not self._start.number and not self._in_first_interval:
             self._hint(look)
@@ -171,11 +169,16 @@ class FilesKeeper(Keeper):
     def told(self, message: str) -> None:
         self._note(message)
 
-    def _took(self, snapshot: Snapshot) -> None:
-        assert self._start is not None
-        self._start.number, self._start.versions = snapshot.step, self._start.versions + 1
+    def _tell_metrics(self, start: Start) -> None:
+        """What the log says by now."""
+        if values := self._lines.read():
+            start.lines = self._lines.matches
+            assert self._launcher is not None
+            self._launcher.tell_metrics(start.number, values)
+
+    def _took(self, start: Start, snapshot: Snapshot) -> None:
+        start.number, start.versions = snapshot.step, start.versions + 1
         self._taken_ns = time.monotonic_ns()
-        self._queue_when_due()
 
     def _queue_when_due(self) -> None:
         """The first of a start at once, then one an interval: each is safe on this machine all the same."""
@@ -205,7 +208,7 @@ class FilesKeeper(Keeper):
 
     @property
     def _every_s(self) -> float:
-        return self.pacing.every.seconds or EVERY_S
+        return self.pacing.every.seconds or SECONDS_DEFAULT
 
     @property
     def _in_first_interval(self) -> bool:
@@ -237,19 +240,15 @@ class FilesKeeper(Keeper):
 
     def process_gone(self, *, well: bool = False) -> None:
         if self._watch is not None and self._start is not None:
-            watch, self._watch = self._watch, None
+            watch, self._watch, start = self._watch, None, self._start
             watch.stop()
-            if values := self._lines.read():
-                self._start.lines = self._lines.matches
-                assert self._launcher is not None
-                self._launcher.tell_metrics(self._start.number, values)
+            self._tell_metrics(start)
             settled = watch.settling.settled
             snapshot = self._take_last(
-                self._generation, self._start.number + 1, Ending(well, was_settled=False), settled
+                self._generation, start.number + 1, Ending(well, was_settled=False), settled
             )
             if snapshot is not None:
-                self._start.number, self._start.versions = snapshot.step, self._start.versions + 1
-                self._taken_ns = time.monotonic_ns()
+                self._took(start, snapshot)
         super().process_gone(well=well)
 
     def _take_last(

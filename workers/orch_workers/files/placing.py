@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from orch_workers.checkpoint.file_records import FileRecord
 from orch_workers.checkpoint.staging import Snapshot
@@ -25,21 +24,16 @@ ASIDE_MAX = 3
 """Starts whose leftovers are kept, the newest."""
 
 
-class Placed(NamedTuple):
-    """What was done, by the files' names."""
-
-    written: list[str]
-    aside: list[str]
-
-
 def place(
     version: Version,
     snapshot: Snapshot,
     root: Path,
     found: Mapping[str, Signature],
     aside: Path,
-) -> Placed:
-    """`found`: what matches below `root` now. `aside`: a folder that is made when it is needed. OSError."""
+) -> list[str]:
+    """Returns the names of what was set aside. `found`: what matches below `root` now. `aside`: a folder that is made
+    when it is needed. OSError.
+    """
     here = dict(version.here)
     wanted = {file.path: number for number, file in enumerate(version.files)}
     moved = []
@@ -47,7 +41,6 @@ def place(
         if name not in wanted and name not in version.left_out:
             set_aside(root, name, aside)
             moved.append(name)
-    written = []
     for file in sorted(version.files, key=lambda file: file.mtime_ns):
         if file.path in found and found[file.path] == here.get(file.path):
             continue
@@ -55,8 +48,7 @@ def place(
         if target.is_dir() and not target.is_symlink():
             set_aside(root, file.path, aside)
         _write(file, Local.file_of(snapshot, wanted[file.path]), target)
-        written.append(file.path)
-    return Placed(written, moved)
+    return moved
 
 
 def _write(file: FileRecord, source: Path, target: Path) -> None:

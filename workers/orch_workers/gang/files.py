@@ -14,7 +14,7 @@ from typing import Any
 from orch.model.generation import Generation
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import CheckpointError, StorageError, StorageRefused
-from orch_workers.files.keeper import FilesKeeper
+from orch_workers.files.keeper import KEPT_TWICE, FilesKeeper
 from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import Candidate
 from orch_workers.gang.sharing import Sharing
@@ -131,7 +131,4 @@ class OtherFilesKeeper(GangKeeper):
     """Of the other ranks: keeps nothing."""
 
     def prepared(self) -> Prepared | None:
-        raise CheckpointError(
-            "this job has `checkpoint.files`, so orch keeps what its script writes itself, and the script calls "
-            "orch.training() as well: remove one of the two"
-        )
+        raise CheckpointError(KEPT_TWICE)
