@@ -12,6 +12,7 @@ from orch.cli import output
 from orch.cli.app import Cluster, Output, make, verb
 from orch.cli.checkpoints_place import Address, Place, find_place, parse_address, sentences
 from orch.cli.output import Format
+from orch.model.code_versions import versions_of
 
 if TYPE_CHECKING:
     from orch_workers.checkpoint import RestorePoint
@@ -151,7 +152,6 @@ def show(
     Arguments, tensors with their shapes, shards, versions. The newest one unless @STEP says which.
     """
     from orch.cli.checkpoints_tables import content_document, listed_document
-    from orch.cli.code import versions_of
     from orch_workers.checkpoint.content import Content
     from orch_workers.checkpoint.listing import list_checkpoints
 
@@ -164,7 +164,8 @@ def show(
             one for one in list_checkpoints(place.catalog, place.rules) if one.point[:2] == point[:2]
         )
     one = listed_document(listed, ["storage"]) | content_document(content)
-    made_by = [code["version"] for code in versions_of(place.job or {}) if code["digest"] == one["code"]]
+    versions = versions_of((place.job or {}).get("code"))
+    made_by = [code["version"] for code in versions if code["digest"] == one["code"]]
     one["code_version"] = made_by[-1] if made_by else None
     if output_format is Format.JSON:
         output.write_json({**_head(place), "checkpoint": one})

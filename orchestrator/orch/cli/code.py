@@ -12,6 +12,7 @@ from orch.cli import output
 from orch.cli.app import Cluster, Job, Output, make, verb
 from orch.cli.checkpoints_place import Address, Place, find_place, sentences
 from orch.cli.output import Format
+from orch.model.code_versions import versions_of
 from orch.model.errors import OrchError, WrongUse
 
 if TYPE_CHECKING:
@@ -38,15 +39,6 @@ def register(app: typer.Typer) -> None:
     verb(group, "orch code list digits-x7k2m", name="list")(list_all)
     verb(group, "orch code diff digits-x7k2m 1 2")(diff)
     app.add_typer(group, name="code")
-
-
-def versions_of(job: Document) -> list[Document]:
-    """Oldest first: version, attempt (the first that ran it), digest, size_bytes, git_commit, git_dirty."""
-    code = job.get("code")
-    if not code:
-        return []
-    newest = {name: value for name, value in code.items() if name != "earlier"}
-    return [{"version": 1, "attempt": 1, **one} for one in (*code.get("earlier", ()), newest)]
 
 
 def list_all(job: Job, output_format: Output = Format.TABLE, cluster: Cluster = None) -> None:
@@ -101,7 +93,7 @@ def _versions(job: str, cluster: str | None) -> tuple[Place, list[Document]]:
         raise OrchError(
             f"which versions of its code {job} has is known to its server alone, and none answers"
         )
-    versions = versions_of(place.job)
+    versions = versions_of(place.job.get("code"))
     if not versions:
         raise WrongUse(f"the code of {job} was not shipped (`ship: never`), so no version of it was kept")
     return place, versions

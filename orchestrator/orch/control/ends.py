@@ -6,7 +6,7 @@ import contextlib
 
 from orch.control.home import Home
 from orch.control.jobrecord import end_path, end_record
-from orch.control.resuming import opened
+from orch.control.jobstorage import open_job_storage
 from orch.control.store import Store
 from orch_workers.checkpoint.errors import AlreadyExists
 
@@ -14,8 +14,6 @@ from orch_workers.checkpoint.errors import AlreadyExists
 def record_end(store: Store, home: Home, job: str) -> None:
     """Can be repeated. StorageError while storage is away."""
     state = store.lifecycle(job)
-    storage = opened(store, home, job)
-    with contextlib.suppress(
-        AlreadyExists
-    ):  # an end of this attempt is there: in other words, but the same end
+    storage = open_job_storage(store, home, job)
+    with contextlib.suppress(AlreadyExists):  # of this attempt, in other words perhaps, but the same end
         storage.create(end_path(job, state.attempt), end_record(state))

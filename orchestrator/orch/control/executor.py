@@ -21,8 +21,9 @@ from orch.control.cordons import cordoned
 from orch.control.ends import record_end
 from orch.control.failures import observed
 from orch.control.home import Home
+from orch.control.jobstorage import open_job_storage
 from orch.control.killpoints import KillPoints
-from orch.control.resuming import BranchGoneError, ensure_branch, opened, record_resume
+from orch.control.resuming import BranchGoneError, ensure_branch, record_resume
 from orch.control.rows import CommandRow
 from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
 from orch.model.commands import (
@@ -200,7 +201,7 @@ class Executor:
     def _start_agents(self, job: str, command: StartAgents) -> None:
         branch = command.branch
         if branch is not None and not self._branching(
-            job, lambda: ensure_branch(Catalog(opened(self._store, self._home, job), job), branch)
+            job, lambda: ensure_branch(Catalog(open_job_storage(self._store, self._home, job), job), branch)
         ):
             return
         detail = self._store.job(job)

@@ -16,6 +16,7 @@ from orch.control.configs import budgets_of, storage_of
 from orch.control.controller import Controller
 from orch.control.cordons import request_of
 from orch.control.jobrecord import StoredJob, job_record
+from orch.control.jobstorage import open_job_storage, open_spec_storage
 from orch.control.logfiles import read_logs
 from orch.control.metrics import Metrics
 from orch.control.protection import imports_orch
@@ -44,7 +45,7 @@ from orch.model.states import ENDED, PLACED, State
 from orch_policies.placement import Node, fits, largest
 from orch_workers.checkpoint import Catalog
 from orch_workers.checkpoint.errors import AlreadyExists, StorageError
-from orch_workers.checkpoint.storage import Storage, open_storage
+from orch_workers.checkpoint.storage import Storage
 from orch_workers.logs.redaction import Redactor
 
 IDS_TRIES_MAX = 20
@@ -160,9 +161,8 @@ class Operations:
             raise NeverPlaceable(f"this job can never be placed here: {placement.reason}")
 
     def _storage(self, spec: JobSpec, env: Mapping[str, str]) -> Storage:
-        url, options = storage_of(spec)
         try:
-            storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
+            storage = open_spec_storage(spec, env)
             storage.check_writable()
         except StorageError as error:
             raise WrongUse(f"checkpoint.storage: {error}") from error
@@ -282,9 +282,8 @@ class Operations:
         return views.job_events(self._store, job, after=after, limit=limit)
 
     def logs(self, job: str, query: LogQuery) -> LogChunk:
-        detail = self._store.job(
-            job
-        )  # before the files: what they hold then is at least what there was at the end
+        # Before the files: what they hold then is at least what there was at the end.
+        detail = self._store.job(job)
         workers = JobSpec.model_validate(detail.spec).resources.workers
         if query.rank >= workers:
             raise WrongUse(f"job {job} has no rank {query.rank}; its last is {workers - 1}")
@@ -297,9 +296,7 @@ class Operations:
     def outputs(self, job: str) -> Download:
         detail = self._store.job(job)
         spec = JobSpec.model_validate(detail.spec)
-        env = {**spec.env, **self.secrets(job)}
-        url, options = storage_of(spec)
-        storage = open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
+        storage = open_job_storage(self._store, self._home, job)
         try:
             entries = storage.list(f"{job}/outputs")
         except StorageError as error:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from orch.control.configs import budgets_of, storage_of
+from orch.control.configs import budgets_of
 from orch.control.home import Home
 from orch.control.jobrecord import resume_path, resume_record
+from orch.control.jobstorage import open_job_storage
 from orch.control.recovering import why_secrets_are_missing
-from orch.control.secrets import SecretBox
 from orch.control.service import CodeInfo, Resumption
 from orch.control.store import Store
+from orch.model.code_versions import versions_of
 from orch.model.commands import RecordResume
 from orch.model.errors import WrongUse
 from orch.model.events import ResumeRequested
@@ -24,7 +25,6 @@ from orch_workers.checkpoint import Catalog, CheckpointError
 from orch_workers.checkpoint.chain import tuple_of
 from orch_workers.checkpoint.errors import AlreadyExists, StorageError, Superseded
 from orch_workers.checkpoint.listing import find_point
-from orch_workers.checkpoint.storage import Storage, open_storage
 
 CODE_VERSIONS_MAX = 200
 """Newest versions of a job's code that are remembered; the code of all of them stays in storage."""
@@ -87,10 +87,9 @@ def refuse_unless_possible(job: str, state: JobState, asked: Resumption) -> None
 
 def next_code(present: Mapping[str, Any] | None, sent: CodeInfo, attempt: int) -> dict[str, Any] | None:
     """The job's code document with `sent` as its newest version; None where that is the present one already."""
-    before = dict(present or {})
-    if before.get("digest") == sent.digest:
+    earlier = versions_of(present)
+    if earlier and earlier[-1]["digest"] == sent.digest:
         return None
-    earlier = [*before.pop("earlier", []), *([_version(before)] if before else [])]
     number = max((one["version"] for one in earlier), default=0) + 1
     return {
         **asdict(sent),
@@ -98,10 +97,6 @@ def next_code(present: Mapping[str, Any] | None, sent: CodeInfo, attempt: int) -
         "attempt": attempt,
         "earlier": earlier[-CODE_VERSIONS_MAX + 1 :],
     }
-
-
-def _version(code: Mapping[str, Any]) -> dict[str, Any]:
-    return {"version": 1, "attempt": 1, **code}
 
 
 def code_sentence(code: Mapping[str, Any] | None) -> str | None:
@@ -191,18 +186,10 @@ def ensure_branch(catalog: Catalog, branch: Branch) -> None:
         catalog.begin(catalog.chain_of(point[0]).fork(generation, *point))
 
 
-def opened(store: Store, home: Home, job: str) -> Storage:
-    """The job's storage, with its own credentials."""
-    spec = JobSpec.model_validate(store.job(job).spec)
-    env = {**spec.env, **SecretBox.of(home).unseal(job, store.sealed_secrets(job))}
-    url, options = storage_of(spec)
-    return open_storage(url, options, env, unfenced=spec.checkpoint.unfenced)
-
-
 def record_resume(store: Store, home: Home, job: str, command: RecordResume) -> None:
     """Can be repeated. StorageError while storage is away; BranchGoneError."""
     detail, state = store.job(job), store.lifecycle(job)
-    storage = opened(store, home, job)
+    storage = open_job_storage(store, home, job)
     if state.branch is not None:
         ensure_branch(Catalog(storage, job), state.branch)
     document = resume_record(
