@@ -56,7 +56,7 @@ def jobs_table(jobs: Sequence[Document], width: int) -> Table:
         if sum(widths.values()) + reason_columns > width:
             widths.pop(name)
     reason_columns = max(width - sum(widths.values()), reason_columns)
-    table = _table([*widths, "REASON"], right={"STEP", "EPOCH", "STEPS/S", "RESTARTS", "TIME"})
+    table = plain_table([*widths, "REASON"], right={"STEP", "EPOCH", "STEPS/S", "RESTARTS", "TIME"})
     for row in rows:
         reason = _styled("REASON", row["REASON"])
         reason.truncate(reason_columns, overflow="ellipsis")  # one job, one line; `status JOB` has it whole
@@ -172,11 +172,9 @@ def _facts(job: Document) -> Table:
 def _progress(job: Document) -> str:
     word = step_word(job)
     parts = [] if job.get("step") is None else [f"{word} {job['step']}"]
-    parts += (
-        []
-        if (not job.get("epoch") and word != "step") or job.get("epoch") is None
-        else [f"epoch {job['epoch']}"]
-    )
+    epoch = job.get("epoch")
+    # Where versions are counted, 0 is what is said of an epoch that the script's files do not tell.
+    parts += [] if epoch is None or (epoch == 0 and word != "step") else [f"epoch {epoch}"]
     parts += [] if job.get("steps_per_s") is None else [f"{number(job['steps_per_s'])} {word}s/s"]
     return ", ".join(parts) or ABSENT
 
@@ -233,7 +231,7 @@ def _code(code: Document | None) -> str:
 
 def _starts_table(job: Document) -> Table:
     """One row per start of the training processes, oldest first; its story takes what width there is."""
-    table = _table(["GENERATION", "STARTED", "TOOK", "NODE", "STORY"], right={"TOOK"})
+    table = plain_table(["GENERATION", "STARTED", "TOOK", "NODE", "STORY"], right={"TOOK"})
     for attempt in job.get("attempts") or []:
         for restart in attempt.get("restarts") or [{}]:
             row = restart or attempt
@@ -251,7 +249,7 @@ def _starts_table(job: Document) -> Table:
 
 def _checkpoints_table(checkpoints: Iterable[Document]) -> Table:
     columns = ["STEP", "GENERATION", "WRITTEN", "SIZE", "TOOK", "STATE", "REASON"]
-    table = _table(columns, right={"STEP", "SIZE", "TOOK"})
+    table = plain_table(columns, right={"STEP", "SIZE", "TOOK"})
     for one in checkpoints:
         table.add_row(
             number(one.get("step")),
@@ -273,11 +271,7 @@ def _notes_table(notes: Iterable[Document]) -> Table:
 
 
 def plain_table(columns: Sequence[str], right: set[str]) -> Table:
-    """With a row for each thing, and no lines between them."""
-    return _table(columns, right)
-
-
-def _table(columns: Sequence[str], right: set[str]) -> Table:
+    """With a row for each thing, and no lines between them. `right`: columns of numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
