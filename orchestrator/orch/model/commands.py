@@ -109,7 +109,7 @@ class RecordResume:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordEnd:
-    """Write into the job's storage that it is over since `attempt`. Issued by the controller with the end itself."""
+    """Write into the job's storage that it is over since `attempt`. Issued with the end itself, whatever led to it."""
 
     attempt: int
 
