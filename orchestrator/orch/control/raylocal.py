@@ -28,6 +28,7 @@ OBJECT_STORE_BYTES = 80 << 20
 """Ray's smallest sensible store: orch passes no data through it."""
 START_LIMIT_S = 90.0
 STOP_GRACE_S = 1.0
+STOP_ROUNDS_MAX = 5
 LOOPBACK = "127.0.0.1"
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the name of a variable
 
@@ -155,15 +156,22 @@ def stop_ray(home: Path) -> int:
 
     Returns how many processes were ended. Agents die with their raylet, their guards end the trees below.
     """
-    ours = ray_processes(home)
-    for process in ours:
-        _quietly(process.terminate)
-    _, alive = psutil.wait_procs(ours, timeout=STOP_GRACE_S)
-    for process in alive:
-        _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=STOP_GRACE_S)
+    ended: set[int] = set()
+    # More than once: a raylet that is told to end may have started a worker in that moment, which would then look for
+    # its raylet for half a minute.
+    for _ in range(STOP_ROUNDS_MAX):
+        ours = ray_processes(home)
+        if not ours:
+            break
+        ended.update(process.pid for process in ours)
+        for process in ours:
+            _quietly(process.terminate)
+        _, alive = psutil.wait_procs(ours, timeout=STOP_GRACE_S)
+        for process in alive:
+            _quietly(process.kill)
+        psutil.wait_procs(alive, timeout=STOP_GRACE_S)
     (home / "ray.json").unlink(missing_ok=True)
-    return len(ours)
+    return len(ended)
 
 
 def ray_processes(home: Path) -> list[psutil.Process]:
