@@ -39,7 +39,7 @@ STEPS = 120
 CHAIN = {"generation": "000001.000001", "parent": None, "restored_step": 0, "ancestors": []}
 
 
-class FakeTime:
+class PlayedTime:
     """In the place of the module `time`."""
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class Rank:
 
 
 class World:
-    def __init__(self, seed: int, clock: FakeTime) -> None:
+    def __init__(self, seed: int, clock: PlayedTime) -> None:
         self.random, self.clock = random.Random(seed), clock
         self.size = self.random.choice((2, 2, 3, 4))
         self.loss = self.random.choice((0.0, 0.1, 0.4))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 from orch_workers.gang import member as members
-from support.gang_world import FakeTime, World
+from support.gang_world import PlayedTime, World
 
 SEEDS = 40
 
 
 def test_whatever_happens_the_gang_stays_one(monkeypatch, seed):
-    clock = FakeTime()
+    clock = PlayedTime()
     monkeypatch.setattr(members, "time", clock)
     rng = random.Random(seed)
     for _ in range(SEEDS):

@@ -14,7 +14,7 @@ from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import CheckpointError, Damaged, SnapshotChanged, StorageRefused
-from orch_workers.gang.sharing import Sharing
+from orch_workers.gang.sharing import Sharing, Where
 from orch_workers.gang.words import Point, Report
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
 from orch_workers.pacing import Pacing
@@ -24,9 +24,6 @@ from orch_workers.training.slots import Slot
 if TYPE_CHECKING:
     from orch_workers.checkpoint.staging import Snapshot
     from orch_workers.gang.words import Proposal
-
-Where = tuple[tuple[int, int], int]
-"""Generation and step, as storage has them."""
 
 WRITTEN_MAX = 8
 """Parts remembered that this rank has brought into storage, the newest."""

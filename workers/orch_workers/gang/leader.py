@@ -179,7 +179,7 @@ class Leader:
 
     def _run(self, present: Mapping[int, Report], now_s: float) -> None:
         ends = self._ends(present)
-        failed = [self._ended(rank, end) for rank, end in ends.items() if end.how == FAILED]
+        failed = _failed(ends)
         if failed and self._may_explain(failed, len(ends), now_s):
             return
         if failed or self._all_hang(present, ends):
@@ -300,8 +300,7 @@ class Leader:
         if not everywhere:
             return
         ends = self._ends(present)
-        found = [self._ended(rank, end) for rank, end in ends.items() if end.how == FAILED]
-        found += [
+        found = _failed(ends) + [
             Ended(rank, 0, Failure.from_dict(dict(hang)))
             for rank, hang in self._hangs.items()
             if rank in ends
@@ -319,13 +318,6 @@ class Leader:
         self._not_before_s, self.stage = now_s + decision.delay_s, "gather"
         self._gather(present, now_s)
 
-    @staticmethod
-    def _ended(rank: int, end: End) -> Ended:
-        failure = (
-            Failure(kind="process_exit") if end.failure is None else Failure.from_dict(dict(end.failure))
-        )
-        return Ended(rank, end.at_us, failure)
-
     # leave
 
     def _leave(self, present: Mapping[int, Report], now_s: float) -> None:
@@ -338,9 +330,8 @@ class Leader:
         agreed = save is not None and all(r.placed_word == save.number for r in present.values())
         if agreed and save is not None:
             self._order_leave(save.step, now_s, reasons)
-        elif (
-            now_s >= self._agree_until_s or not self._can_agree(present) or self._save_is_agreed(present)
-        ):  # given up
+        elif now_s >= self._agree_until_s or not self._can_agree(present) or self._save_is_agreed(present):
+            # Too late, or somebody does not listen, or so many steps were named that it is given up.
             self._order_leave(0, now_s, reasons)
 
     def _order_leave(self, step: int, now_s: float, reasons: Sequence[str]) -> None:
@@ -355,3 +346,7 @@ class Leader:
         if len(others) == self._world_size - 1 and all(report.phase == OVER for report in others):
             self.stage = "over"
             self._hands.finish()
+
+
+def _failed(ends: Mapping[int, End]) -> list[Ended]:
+    return [Ended(rank, end.at_us, end.classified()) for rank, end in ends.items() if end.how == FAILED]

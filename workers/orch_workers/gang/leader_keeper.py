@@ -14,8 +14,9 @@ from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import Damaged, NotFound, StorageUnavailable, Superseded
 from orch_workers.checkpoint.fencing import confirm
-from orch_workers.gang.keeper import GangKeeper, Where, point_of, where_of
+from orch_workers.gang.keeper import GangKeeper, point_of, where_of
 from orch_workers.gang.leader import Candidate
+from orch_workers.gang.sharing import Where
 from orch_workers.gang.words import UP, Point, Report
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
 from orch_workers.restoring import LISTS_MAX

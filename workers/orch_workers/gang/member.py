@@ -29,6 +29,7 @@ from orch_workers.gang.words import (
     Proposal,
     Report,
     Save,
+    Say,
     Start,
 )
 
@@ -37,9 +38,6 @@ LOOK_S = 0.25
 """How often the leader looks at its reports when none has changed: delays and deadlines pass."""
 
 log = logging.getLogger(__name__)
-
-Say = Callable[[int, Mapping[str, Any]], None]
-"""Sends a message to the agent of a rank; returns at once, and may lose it."""
 
 
 class Holdings(Protocol):

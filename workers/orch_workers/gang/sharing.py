@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orch_policies.sharing import Row, owners
+from orch_workers.gang.words import Say
 
 RESEND_S = 0.5
 LOOK_S = 0.05
@@ -24,8 +25,7 @@ STEPS_MAX = 8
 DIGEST_BYTES = 16
 
 Where = tuple[tuple[int, int], int]
-"""Generation and step."""
-Say = Callable[[int, Mapping[str, Any]], None]
+"""Generation and step, as storage has them."""
 KINDS = ("rows", "owners")
 """Of the messages in here."""
 
@@ -140,4 +140,4 @@ def _unpacked(message: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-__all__ = ["KINDS", "Agreement", "Sharing"]
+__all__ = ["KINDS", "Agreement", "Sharing", "Where"]

@@ -7,12 +7,16 @@ when everybody has reported once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from orch.model.generation import Generation
 from orch.model.records import from_document, to_document
+from orch_policies.classification import Failure
+
+Say = Callable[[int, Mapping[str, Any]], None]
+"""Sends a message to the agent of a rank; returns at once, and may lose it."""
 
 SETTING_UP, IDLE, UP, OVER = "setting up", "idle", "up", "over"
 """Phases of a rank: its code and storage are being looked for; no process of it lives; one does; its worker has ended
@@ -62,6 +66,9 @@ class End:
     evidence: str = ""
     traceback: str | None = None
     error: str | None = None
+
+    def classified(self) -> Failure:
+        return Failure("process_exit") if self.failure is None else Failure.from_dict(dict(self.failure))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from orch.model.events import ProcessExited
 from orch.model.generation import Generation
-from orch_policies.classification import Failure, advice, describe
+from orch_policies.classification import advice, describe
 from orch_policies.gang import stragglers
 from orch_policies.restart import Decision
 from orch_workers.checkpoint.errors import Superseded
@@ -25,7 +25,7 @@ from orch_workers.gang.files import LeaderFilesKeeper, OtherFilesKeeper
 from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import AGREE_SHARE, Leader
 from orch_workers.gang.leader_keeper import LeaderKeeper
-from orch_workers.gang.member import Member, Say, first_report
+from orch_workers.gang.member import Member, first_report
 from orch_workers.gang.rendezvous import fresh_port
 from orch_workers.gang.sharing import KINDS, Sharing
 from orch_workers.gang.words import (
@@ -41,6 +41,7 @@ from orch_workers.gang.words import (
     Point,
     Report,
     Save,
+    Say,
     Start,
 )
 from orch_workers.hangs import Hang
@@ -206,7 +207,7 @@ class GangWorker(Worker):
         keeper.find(generation, reports, refused, answer, failed)
 
     def decide(self, rank: int, end: End, following: Generation) -> Decision:
-        failure = Failure("process_exit") if end.failure is None else Failure.from_dict(dict(end.failure))
+        failure = end.classified()
         judged = failure.kind == "hang"
         decision = self._ledger.decide(failure, str(end.generation))
         self._reports.add(
