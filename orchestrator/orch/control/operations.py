@@ -71,6 +71,11 @@ class Operations:
             if default is None
             else StorageSpec(url=default.url, options=dict(default.options))
         )
+        self._to_come = [
+            Node(f"a machine to come ({number})", kind.cpus, kind.gpus, kind.memory_bytes)
+            for kind in config.machines
+            for number in range(1, kind.count + 1)
+        ]
         self._version, self._ray_address, self._on_stop = version, ray_address, on_stop
         self._box = SecretBox.of(self._home)
         self._started_us = now_us()
@@ -234,7 +239,7 @@ class Operations:
         request = request_of(spec.model_dump(mode="json"))
         nodes = [
             Node(n.address, n.cpus, n.gpus, int(n.memory_bytes)) for n in self._controller.cluster.nodes()
-        ]
+        ] + self._to_come
         fit = fits(request, nodes)
         url, _ = storage_of(spec)
         return PlacementCheck(

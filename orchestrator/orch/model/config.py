@@ -17,7 +17,14 @@ from orch.model.listening import LISTEN_ALLOWED, Listen, listen_from
 from orch.model.problems import ConfigError, Problem, format_path, near_match, shown
 from orch.model.storage_url import check_storage_options, check_storage_url
 from orch.model.strict_yaml import SIZE_BYTES_MAX, Document, Place, parse_yaml
-from orch.model.units import DURATION_ALLOWED, UNLIMITED, UnitError, parse_duration_s
+from orch.model.units import (
+    DURATION_ALLOWED,
+    SIZE_ALLOWED,
+    UNLIMITED,
+    UnitError,
+    parse_duration_s,
+    parse_size_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,6 +49,8 @@ CLUSTER_ALLOWED = (
 )
 RAY_STATES = ("memory", "disk")
 """Where the Ray that orch starts keeps what it knows of the cluster."""
+MACHINES_MAX = 10_000
+"""Of a kind: more than any autoscaler brings."""
 _CPUS_MAX = 65_536
 _GPUS_MAX = 1024
 
@@ -94,6 +103,16 @@ class StorageDefault:
 
 
 @dataclass(frozen=True, slots=True)
+class Machines:
+    """Of one kind, which an autoscaler brings when they are needed."""
+
+    count: int = 1
+    cpus: int = 1
+    gpus: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What config file and environment say. `origins` tells for every key where its value came from."""
 
@@ -107,6 +126,7 @@ class Config:
     keep_logs_s: float | None = None
     lease_s: float = LEASE_S
     ray_state: str = RAY_STATES[0]
+    machines: tuple[Machines, ...] = ()
     origins: dict[str, str] = field(default_factory=dict)
 
 
@@ -208,6 +228,27 @@ def _ray_state(value: Any, _base: Path) -> str:
     return str(value)
 
 
+_AMOUNTS = {"count": (1, MACHINES_MAX), "cpus": (1, _CPUS_MAX), "gpus": (0, _GPUS_MAX)}
+
+
+def _machines(value: Any, base: Path) -> tuple[Machines, ...]:
+    allowed = "a list of mappings of count, cpus, gpus and memory"
+    if not isinstance(value, list) or not all(isinstance(kind, dict) for kind in value):
+        raise _refuse(f"is {shown(value)}", allowed)
+    found = []
+    for kind in value:
+        unknown = kind.keys() - {*_AMOUNTS, "memory"}
+        if unknown:
+            raise _refuse(f"unknown key {shown(min(map(str, unknown)))}", allowed)
+        amounts = {name: _whole(*_AMOUNTS[name])(kind[name], base) for name in _AMOUNTS if name in kind}
+        try:
+            memory_bytes = parse_size_bytes(kind.get("memory", 0))
+        except UnitError as error:
+            raise _refuse(f"memory: {shown(kind['memory'])} {error}", SIZE_ALLOWED) from None
+        found.append(Machines(**amounts, memory_bytes=memory_bytes))
+    return tuple(found)
+
+
 class ConfigKey(NamedTuple):
     check: Callable[[Any, Path], Any]
     attribute: str
@@ -234,6 +275,11 @@ CONFIG_KEYS: dict[str, ConfigKey] = {
         _ray_state,
         "ray_state",
         "where a local Ray keeps what it knows; `disk`: a head that died comes back to the other machines",
+    ),
+    "machines": ConfigKey(
+        _machines,
+        "machines",
+        "what an autoscaler brings when it is needed: count, cpus, gpus, memory of each kind",
     ),
     "keep_logs": ConfigKey(_keep_logs, "keep_logs_s", "how long logs of ended jobs stay; default: unlimited"),
     "lease": ConfigKey(

@@ -58,6 +58,11 @@ def test_the_page_has_the_same_table() -> None:
     }
 
 
+def test_the_page_says_what_to_do_for_every_alert() -> None:
+    page = (MONITORING.parents[1] / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"^\| (Orch\w+) \|", page, re.MULTILINE)) == {rule["alert"] for rule in rules()}
+
+
 def test_every_metric_is_looked_at() -> None:
     """One that nothing shows and nothing watches is not worth its place."""
     used = {name for expression in expressions() for name in NAME.findall(expression)}

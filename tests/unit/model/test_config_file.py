@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from orch.model.config import CONFIG_KEYS, Config, ConfigError, cluster_kind, load_config, orch_home
+from orch.model.config import (
+    CONFIG_KEYS,
+    Config,
+    ConfigError,
+    Machines,
+    cluster_kind,
+    load_config,
+    orch_home,
+)
 from orch.model.listening import Listen
 
 
@@ -41,6 +49,7 @@ def test_every_key(home):
         "cluster: 10.0.0.5:6379\nstore: postgresql+psycopg://me:pw@db/orch\n"
         "storage: {url: s3://bucket/x, options: {endpoint_url: 'http://127.0.0.1:8333'}}\n"
         "port: 8265\ncpus: 2\ngpus: 0\nkeep_logs: 30d\nlease: 90s\nray_state: disk\n"
+        "machines: [{count: 4, cpus: 8, memory: 20GiB}, {gpus: 1}]\n"
         "listen: {address: '10.0.0.5:8443', certificate: a.pem, key: b.pem, names: [Orch.example.org]}\n"
     )
     config = load_config(folder, {})
@@ -53,6 +62,7 @@ def test_every_key(home):
         "10.0.0.5", 8443, str(folder / "a.pem"), str(folder / "b.pem"), ("orch.example.org",)
     )
     assert config.ray_state == "disk"
+    assert config.machines == (Machines(4, 8, 0, 20 << 30), Machines(1, 1, 1, 0))
     assert config.store == "postgresql+psycopg://me:pw@db/orch"
     assert "pw" not in repr(config)
     assert config.origins["port"] == f"{folder / 'config.yaml'} line 4"
@@ -97,6 +107,13 @@ def test_all_problems_at_once_with_their_lines(home):
 @pytest.mark.parametrize("text", ["- a\n", "just text\n"])
 def test_what_is_no_mapping_is_refused(home, text):
     assert refusal(home(text)).problems[0].allowed == "a mapping"
+
+
+def test_machines_of_the_wrong_shape(home):
+    assert "is 3" in str(refusal(home("machines: 3\n")))
+    assert "unknown key 'cpu'" in str(refusal(home("machines: [{cpu: 3}]\n")))
+    assert "a whole number from 1" in str(refusal(home("machines: [{count: 0}]\n")))
+    assert "memory" in str(refusal(home("machines: [{memory: 3 apples}]\n")))
 
 
 def test_storage_of_the_wrong_shape(home):
