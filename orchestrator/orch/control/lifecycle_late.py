@@ -76,6 +76,8 @@ def _checkpoint(job: JobState, event: ev.CheckpointCommitted) -> str | None:
     if job.branch is not None and event.generation.attempt < job.branch.attempt:
         return f"the job goes on from step {job.branch.step} on request"
     if event.generation < job.generation and event.step > (job.restored_step or 0):
+        if job.restored_step is None:
+            return f"generation {job.generation} has not restored anything yet"
         return f"generation {job.generation} goes on from an earlier step"
     return None
 
