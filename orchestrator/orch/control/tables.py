@@ -8,7 +8,8 @@ from typing import Any
 from orch.control.transaction import Transaction
 from orch.model import events as ev
 from orch.model.events import Event
-from orch.model.states import ENDED, JobState
+from orch.model.states import ENDED, JobState, State
+from orch_policies.restart import BUDGETS
 
 
 def tabulate(
@@ -27,6 +28,11 @@ def tabulate(
         transaction.put_attempt(job, after.attempt, started_us=now_us, reason=_reason(before, after))
         if before.attempt:
             transaction.put_restart(job, after.attempt, 1, **_cause(before, after, event))
+    if charged := _charged(before, after):
+        if after.attempt > before.attempt:
+            transaction.put_restart(job, after.attempt, 1, charged_to=charged)
+        elif after.state is State.QUEUED:  # the attempt that it makes necessary is still to come
+            transaction.put_restart(job, after.attempt + 1, 1, charged_to=charged)
     if after.state in ENDED and before.state not in ENDED:
         transaction.put_attempt(job, after.attempt, ended_us=now_us, outcome=after.state.value.lower())
     for generation, step in extra.get("poisoned", ()):
@@ -97,6 +103,10 @@ def _tabulate_restart(
         case ev.AgentLost() if before.restart:  # else nothing had been started yet
             transaction.put_restart(job, *before.generation, ended_us=now_us, evidence=event.evidence)
         case ev.WorkerEnded() if before.restart:
+            if event.outcome == "left":
+                code = "" if event.exit_code is None else f" with exit code {event.exit_code}"
+                evidence = f"its worker left{code}: {event.reason}"
+                transaction.put_restart(job, *before.generation, evidence=evidence)
             transaction.put_restart(job, *before.generation, ended_us=now_us)
         case _:
             pass
@@ -120,6 +130,11 @@ def _cause(before: JobState, after: JobState, event: Event) -> dict[str, Any]:
             return {"cause": "machines lost", "evidence": event.evidence, "decision": decision}
         case _:
             return {"cause": before.reason, "decision": decision}
+
+
+def _charged(before: JobState, after: JobState) -> str | None:
+    """The budget that this event was charged to."""
+    return next((name for name in BUDGETS if after.charges.get(name, 0) > before.charges.get(name, 0)), None)
 
 
 def _reason(before: JobState, after: JobState) -> str | None:

@@ -193,8 +193,11 @@ def _rounded(share: float | None) -> float | None:
 
 def _attempts(attempts: Sequence[AttemptRow], restarts: Sequence[RestartRow]) -> list[Document]:
     by_attempt: dict[int, list[Document]] = {row.attempt: [] for row in attempts}
-    for before, restart in zip((None, *restarts), restarts, strict=False):
-        by_attempt.setdefault(restart.attempt, []).append(_restart(restart, before))
+    begun = [
+        row for row in restarts if row.attempt in by_attempt
+    ]  # what the next one is charged to is known before
+    for before, restart in zip((None, *begun), begun, strict=False):
+        by_attempt[restart.attempt].append(_restart(restart, before))
     rows = {row.attempt: row for row in attempts}
     documents = []
     for number, inside in sorted(by_attempt.items()):

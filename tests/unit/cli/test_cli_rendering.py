@@ -186,6 +186,21 @@ def test_one_job_tells_its_story():
     assert generations == ["1.1", "1.2", "2.0"]
 
 
+def test_the_ranks_of_a_gang_and_the_one_that_is_slower_with_its_host():
+    ranks = [
+        {"rank": 0, "host": "node-a", "step": 900, "step_s": 0.1, "slower": None},
+        {"rank": 1, "host": "node-b", "step": 899, "step_s": 0.25, "slower": 2.5},
+        {"rank": 2, "host": "node-c", "step": None, "step_s": None, "slower": None},
+    ]
+    text = shown(tables.job_view(DETAIL | {"usage": {"ranks": ranks}}))
+    lines = [line.split("Ranks")[-1].strip() for line in text.splitlines() if " on node-" in line]
+    assert lines == [
+        "rank 0 on node-a, step 900, 0.1 s a step",
+        "rank 1 on node-b, step 899, 0.25 s a step: 2.5 times as long as the others",
+        "rank 2 on node-c",
+    ]
+
+
 def test_a_job_that_has_just_been_submitted():
     bare = dict.fromkeys(DETAIL) | {"id": "x-1", "state": "QUEUED", "submitted": SUMMARY["submitted"]}
     text = shown(tables.job_view(bare))

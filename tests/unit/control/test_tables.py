@@ -7,6 +7,7 @@ from orch.control.lifecycle import advance, begin
 from orch.control.rows import NewJob
 from orch.control.store import Store
 from orch.control.tables import tabulate
+from orch.control.views import job_detail
 from orch.model import events as ev
 
 S = 1_000_000
@@ -42,6 +43,41 @@ def test_a_start_that_came_is_counted(store: Store) -> None:
     assert (first.started_us, first.ended_us) == (3 * S, 4 * S)
     assert (second.attempt, second.started_us, second.cause) == (2, None, "agent lost")
     assert store.start_counts(["a-1"]) == {"a-1": 1}
+
+
+UP = ev.AgentUp(attempt=1, rank=0, node="n", pid=6)
+STARTED = ev.ProcessStarted(generation=ev.Generation(1, 1), rank=0, pid=7)
+LEFT = ev.WorkerEnded(attempt=1, rank=0, outcome="left", reason="spot", exit_code=75, step=5)
+
+
+def test_a_lost_agent_is_charged_in_the_row_of_the_start_that_it_made_necessary(store: Store) -> None:
+    live(store, *PLACED, UP, STARTED, ev.AgentLost(attempt=1, rank=0, evidence="gone"))
+    assert [row.charged_to for row in store.restarts("a-1")] == [None, "failures"]
+
+
+def test_what_waits_for_its_next_attempt_does_not_show_it_yet(store: Store) -> None:
+    live(store, *PLACED, UP, STARTED, LEFT)
+    (only,) = job_detail(store, "a-1", now_us=60 * S)["attempts"]
+    assert (only["attempt"], len(only["restarts"])) == (1, 1), "the next one is still to come"
+
+
+def test_a_notice_that_was_followed_by_another_attempt(store: Store) -> None:
+    live(store, *PLACED, UP, STARTED, LEFT, ev.GangRemoved(attempt=1), ev.TurnCame())
+    first, second = (one["restarts"][0] for one in job_detail(store, "a-1", now_us=60 * S)["attempts"])
+    assert first["evidence"] == second["seen"] == "its worker left with exit code 75: spot"
+    assert (first["charged_to"], second["charged_to"]) == (None, "preemptions")
+    assert "preempted at step 5: spot" in second["cause"]
+
+
+def test_a_restart_in_place_is_charged_in_its_own_row_alone(store: Store) -> None:
+    exited = ev.ProcessExited(generation=ev.Generation(1, 1), rank=0, signal=9, evidence="wait")
+    decided = ev.RestartDecided(
+        generation=ev.Generation(1, 2), reason="killed", charge_to="failures",
+        failure={"kind": "process_exit", "signal": 9},
+    )  # fmt: skip
+    live(store, *PLACED, UP, STARTED, exited, decided)
+    rows = {(row.attempt, row.restart): row.charged_to for row in store.restarts("a-1")}
+    assert rows == {(1, 1): None, (1, 2): "failures"}
 
 
 def test_evidence_of_an_agent_that_could_not_start() -> None:
