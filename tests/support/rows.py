@@ -7,7 +7,6 @@ rows about nodes, notices and the lease are in repeating_nodes.py, those about t
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from orch_workers.config import WorkerPaths
 from support.accounts import assert_accounts, keep_timeline
 from support.jobs import held, log_of, wait_state, write_job
 from support.leftovers import of_jobs
+from support.memory_groups import limited_group
 from support.recovery import kill, starts
 from support.server import Server, wait_for
 from support.some import only
@@ -68,7 +68,6 @@ print("total", run.values["total"][0])
 NO_WAIT = {"backoff": {"initial": 0, "max": 0}}
 AWAY_S = 1.5
 MEMORY_BYTES = 192 << 20
-GROUPS = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max"))
 
 
 class Ill:
@@ -168,7 +167,7 @@ def process_killed(rows: Rows) -> Ill:
 
 def oom_killed(rows: Rows) -> Ill:
     """The kernel kills it for lack of memory. Where this machine allows no memory group, it raises MemoryError."""
-    with _memory_group() as group:
+    with limited_group(MEMORY_BYTES) as group:
         if group is None:
             ill = rows.trouble("raise MemoryError('no memory group can be made here')")
             ill.ends("SUCCEEDED", "out of memory", charged={"failures": 1})
@@ -178,23 +177,6 @@ def oom_killed(rows: Rows) -> Ill:
             "SUCCEEDED", "killed by the kernel for lack of memory", "smaller batch", charged={"failures": 1}
         )
     return ill
-
-
-@contextlib.contextmanager
-def _memory_group() -> Iterator[Path | None]:
-    for root, limit in GROUPS:
-        folder = Path(root) / f"orch-rows-{os.getpid()}"
-        try:
-            folder.mkdir()
-            (folder / limit).write_text(str(MEMORY_BYTES))
-        except OSError:
-            if folder.is_dir():
-                folder.rmdir()
-            continue
-        yield folder
-        folder.rmdir()
-        return
-    yield None
 
 
 def own_exit(rows: Rows) -> Ill:

@@ -11,11 +11,10 @@ import pytest
 
 from orch_policies.restart import Budgets
 from orch_workers.process.evidence import KERNEL_LOG, Group, OomWatch, memory_group
+from support.memory_groups import limited_group
 
 AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0, max_failures=1).to_dict()}
 ONCE = {"budgets": Budgets(max_failures=0).to_dict()}
-V1 = Path("/sys/fs/cgroup/memory")
-V2 = Path("/sys/fs/cgroup")
 LIMIT_BYTES = 64 << 20
 
 ENDS = {
@@ -84,20 +83,9 @@ def test_a_shell_passes_a_signal_on_as_a_code(machine):
 
 @pytest.fixture
 def small_group():
-    """A memory group of our own with a real limit; where the machine allows none, the test cannot be tried."""
-    for root, limit in ((V1, "memory.limit_in_bytes"), (V2, "memory.max")):
-        folder = root / f"orch-test-{os.getpid()}"
-        try:
-            folder.mkdir()
-            (folder / limit).write_text(str(LIMIT_BYTES))
-        except OSError:
-            if folder.is_dir():
-                folder.rmdir()
-            continue
-        yield folder
-        folder.rmdir()
-        return
-    yield None
+    """Where the machine allows none, the tests cannot be tried."""
+    with limited_group(LIMIT_BYTES) as group:
+        yield group
 
 
 EATER = """
