@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from orch_workers.checkpoint import commit
 from orch_workers.training.slots import Slot, aligned
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from orch_workers.checkpoint import Catalog
+
+T = TypeVar("T")
 
 DTYPES = {
     "bool": "BOOL",
@@ -102,6 +107,24 @@ def make(path: Path, state: State, *, generation: tuple[int, int] = (1, 1), step
     Slot.create(str(path), aligned(entries_of(state)[1]) + META_ROOM_BYTES)
     fill(path, state, generation=generation, step=step)
     return Slot(str(path))
+
+
+def commit_state(
+    catalog: Catalog,
+    path: Path,
+    state: State,
+    *,
+    generation: tuple[int, int],
+    step: int,
+    act: Callable[..., T] = commit,  # type: ignore[assignment]
+    **more: Any,
+) -> T:
+    """What `act` makes of a slot with that state, made at `path`: a checkpoint."""
+    slot = make(path, state, generation=generation, step=step)
+    try:
+        return act(catalog, slot, **more)
+    finally:
+        slot.close()
 
 
 def arrays_in(path: Path | str) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -16,7 +16,6 @@ from orch_workers.checkpoint import (
     StorageRefused,
     StorageUnavailable,
     Superseded,
-    commit,
     find_and_restore,
     open_storage,
 )
@@ -38,11 +37,7 @@ def catalog(s3):
 def commit_at(catalog, tmp_path, generation, step, *, seed=None):
     name = tmp_path / f"slot-{threading.get_ident()}"
     saved = snapshots.state(step if seed is None else seed)
-    slot = snapshots.make(name, saved, generation=generation, step=step)
-    try:
-        return commit(catalog, slot)
-    finally:
-        slot.close()
+    return snapshots.commit_state(catalog, name, saved, generation=generation, step=step)
 
 
 def test_objects(either):

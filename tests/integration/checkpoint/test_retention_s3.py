@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from orch_policies.retention import Best, Rules
-from orch_workers.checkpoint import Catalog, commit
+from orch_workers.checkpoint import Catalog
 from orch_workers.checkpoint.retaining import Retainer
 from support import snapshots
 
@@ -30,11 +30,7 @@ def save(catalog, tmp_path):
     def act(step):
         saved = snapshots.state(step, size=10)
         saved.more = {"metrics": {"loss": abs(step - 70)}}
-        slot = snapshots.make(tmp_path / "slot", saved, generation=G1, step=step)
-        try:
-            commit(catalog, slot)
-        finally:
-            slot.close()
+        snapshots.commit_state(catalog, tmp_path / "slot", saved, generation=G1, step=step)
         return next(point for point in catalog.restore_points() if point.step == step)
 
     return act

@@ -35,11 +35,7 @@ def commit_at(catalog, tmp_path, generation, step, **more):
     seed = generation[0] * 1000 + generation[1] * 100 + step
     saved = snapshots.state(seed, size=10)
     saved.more = more
-    slot = snapshots.make(name, saved, generation=generation, step=step)
-    try:
-        return commit(catalog, slot)
-    finally:
-        slot.close()
+    return snapshots.commit_state(catalog, name, saved, generation=generation, step=step)
 
 
 def points(catalog):

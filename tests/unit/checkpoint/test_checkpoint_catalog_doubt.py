@@ -16,7 +16,6 @@ from orch_workers.checkpoint import (
     StorageUnavailable,
     Superseded,
     WrittenByNewer,
-    commit,
     find_and_restore,
 )
 from orch_workers.checkpoint import records as record_module
@@ -60,12 +59,11 @@ def catalog(tmp_path):
 
 @pytest.fixture
 def save(catalog, tmp_path):
-    def save(generation, step, act=commit, **more):
-        slot = snapshots.make(tmp_path / "slot", snapshots.state(step), generation=generation, step=step)
-        try:
-            return act(catalog, slot, **more)
-        finally:
-            slot.close()
+    def save(generation, step, **more):
+        state = snapshots.state(step)
+        return snapshots.commit_state(
+            catalog, tmp_path / "slot", state, generation=generation, step=step, **more
+        )
 
     return save
 

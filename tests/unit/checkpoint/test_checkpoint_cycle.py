@@ -39,12 +39,10 @@ def catalog(tmp_path):
 
 
 def commit_at(catalog, tmp_path, step, *, generation=G1, seed=None) -> Committed:
-    seed = step if seed is None else seed
-    slot = snapshots.make(tmp_path / "slot", snapshots.state(seed), generation=generation, step=step)
-    try:
-        return commit(catalog, slot, code_digest="c0de")
-    finally:
-        slot.close()
+    state = snapshots.state(step if seed is None else seed)
+    return snapshots.commit_state(
+        catalog, tmp_path / "slot", state, generation=generation, step=step, code_digest="c0de"
+    )
 
 
 def only(catalog, kind, suffix=""):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orch_workers.checkpoint import Catalog, NothingRestorable, RestorePoint, commit, find_and_restore
+from orch_workers.checkpoint import Catalog, NothingRestorable, RestorePoint, find_and_restore
 from orch_workers.checkpoint.local import LocalStorage
 from support import snapshots
 
@@ -22,9 +22,8 @@ def catalog(tmp_path):
 def save(catalog, tmp_path):
     def save(generation, *steps):
         for step in steps:
-            slot = snapshots.make(tmp_path / "slot", snapshots.state(step), generation=generation, step=step)
-            commit(catalog, slot)
-            slot.close()
+            state = snapshots.state(step)
+            snapshots.commit_state(catalog, tmp_path / "slot", state, generation=generation, step=step)
 
     return save
 

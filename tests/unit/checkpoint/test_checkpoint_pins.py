@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orch_policies.retention import Rules
-from orch_workers.checkpoint import Catalog, Chain, RestorePoint, commit, open_storage
+from orch_workers.checkpoint import Catalog, Chain, RestorePoint, open_storage
 from orch_workers.checkpoint.errors import NotFound
 from support import snapshots
 
@@ -22,13 +22,8 @@ def catalog(tmp_path):
 @pytest.fixture
 def commit_at(catalog, tmp_path):
     def act(generation, step):
-        slot = snapshots.make(
-            tmp_path / "slot", snapshots.state(step, size=10), generation=generation, step=step
-        )
-        try:
-            return commit(catalog, slot)
-        finally:
-            slot.close()
+        state = snapshots.state(step, size=10)
+        return snapshots.commit_state(catalog, tmp_path / "slot", state, generation=generation, step=step)
 
     return act
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from orch_policies.retention import HOUR_US, Best, Rules
-from orch_workers.checkpoint import Catalog, Chain, RestorePoint, commit, writer
+from orch_workers.checkpoint import Catalog, Chain, RestorePoint, writer
 from orch_workers.checkpoint.errors import StorageUnavailable
 from orch_workers.checkpoint.local import LocalStorage
 from orch_workers.checkpoint.retaining import HINT_AFTER, LOOKED_S_MAX, RELIST_S, RELIST_SAVES, Retainer
@@ -69,11 +69,8 @@ class Bench:
     def commit(self, step, generation=G1, **metrics):
         saved = snapshots.state(step, size=10)
         saved.more = {"metrics": metrics}
-        slot = snapshots.make(self._folder / "slot", saved, generation=generation, step=step)
-        try:
-            done = commit(self.catalog, slot)
-        finally:
-            slot.close()
+        slot = self._folder / "slot"
+        done = snapshots.commit_state(self.catalog, slot, saved, generation=generation, step=step)
         return RestorePoint(done.generation, done.step)
 
     def steps(self):
