@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from orch.model.generation import Generation
 from orch_workers.gang.worker import GangWorker
-from orch_workers.reports import Reports
 from support.server import wait_for
 from support.workers import LIMIT_S, Machine, Running
 
@@ -146,17 +145,8 @@ class Member(Running):
     worker: GangWorker
 
     def __init__(self, gang: Gang, config: WorkerConfig) -> None:
-        self.gang, self.config, self.dead = gang, config, False
-        config.paths.make()
-        self.reports = Reports(config.paths.state, config.attempt, config.rank)
-        self.gave_up = threading.Event()
-        self._notes: list[str] = []
-        self.worker = self._make()
-        self.worker.start()
-
-    @property
-    def paths(self) -> Any:  # type: ignore[override]
-        return self.config.paths
+        self.gang, self.dead = gang, False
+        super().__init__(config)
 
     def _make(self) -> GangWorker:
         return GangWorker(
@@ -191,7 +181,7 @@ class Member(Running):
         old = self.worker
         old.retire(LIMIT_S)
         self.config = self.config.adopting(attempt, self.config.policy)
-        self.config.paths.make()
+        self.paths.make()
         self.worker = self._make()
         self.worker.take_over_stop(old)
         self.worker.start()

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orch.model.generation import Generation
+from orch_policies.restart import Budgets
 from orch_workers import config as worker_config
 from orch_workers import ending, keeper, patience
 from orch_workers.checkpoint.errors import StorageUnavailable
 from orch_workers.checkpoint.local import LocalStorage
 from orch_workers.checkpoint.objects import TEMPORARY_PREFIX
-from orch_workers.config import WorkerConfig
+from orch_workers.config import WorkerConfig, WorkerPaths
 from orch_workers.keeper import Keeper
 from orch_workers.reports import Reports
 from orch_workers.worker import Worker
@@ -118,6 +119,10 @@ DEAF = """
         signal.pause()
 """
 """Never leaves."""
+
+
+AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
+"""A policy that restarts without a pause."""
 
 
 class MoodyStorage(LocalStorage):
@@ -320,14 +325,21 @@ class Running:
     """A worker at work, and what it has told."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        self.config, self.paths = config, config.paths
+        self.config = config
         self.paths.make()
         self.reports = Reports(self.paths.state, config.attempt, config.rank)
         self.gave_up = threading.Event()
-        self.worker = Worker(config, self.reports, dict, give_up=self.gave_up.set)
+        self.worker = self._make()
         self._notes: list[str] = []
         self._progress: dict[str, Any] = {}
         self.worker.start()
+
+    @property
+    def paths(self) -> WorkerPaths:
+        return self.config.paths
+
+    def _make(self) -> Worker:
+        return Worker(self.config, self.reports, dict, give_up=self.gave_up.set)
 
     def stop(self) -> None:
         """As when the agent is killed, and its guard has ended what ran."""

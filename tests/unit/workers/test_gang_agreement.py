@@ -14,10 +14,9 @@ from orch_policies.restart import Budgets
 from orch_workers.checkpoint import writer
 from support.gangs import Gang
 from support.server import wait_for
-from support.workers import LIMIT_S
+from support.workers import AT_ONCE, LIMIT_S
 
 G1, G2 = "000001.000001", "000001.000002"
-AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
 FOR_EVER = "train(10**9, save_every=10**9, thousands=10)"
 
 

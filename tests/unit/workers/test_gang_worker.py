@@ -6,14 +6,12 @@ import signal
 
 import pytest
 
-from orch_policies.restart import Budgets
 from orch_workers.gang import worker as gang_worker
 from support.gangs import Gang
 from support.server import wait_for
-from support.workers import LIMIT_S
+from support.workers import AT_ONCE, LIMIT_S
 
 G1, G2, G3 = "000001.000001", "000001.000002", "000002.000001"
-AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
 FOR_EVER = "train(10**9)"
 
 

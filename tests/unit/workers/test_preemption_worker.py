@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from orch_policies.restart import Budgets
 from orch_workers import ending
 from orch_workers.preemption import Leaving, Moment, Notice, deadline_in
 from support.server import wait_for
-from support.workers import DEAF, LIMIT_S, LISTENS, Failing, Stuck
+from support.workers import AT_ONCE, DEAF, LIMIT_S, LISTENS, Failing, Stuck
 
 G1, G2 = "000001.000001", "000001.000002"
-AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
 PLENTY_S = 600.0
 """More than any test may take: who leaves in time did not leave because the time was over."""
 

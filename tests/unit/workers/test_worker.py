@@ -14,10 +14,9 @@ from orch_workers.process.launch import Launcher
 from orch_workers.training.page import Page
 from orch_workers.training.slots import READY, Slot
 from support.server import wait_for
-from support.workers import LIMIT_S, Failing, Stuck, good
+from support.workers import AT_ONCE, LIMIT_S, Failing, Stuck, good
 
 G1, G2 = "000001.000001", "000001.000002"
-AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
 NEVER = {"budgets": Budgets(max_failures=0).to_dict()}
 SAVE_AND_STAY = """
     job = Trainee()

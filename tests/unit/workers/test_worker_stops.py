@@ -13,10 +13,9 @@ from orch_workers.process.launch import Launcher
 from orch_workers.sweep import sweep_job
 from support.processes import is_alive
 from support.server import wait_for
-from support.workers import LIMIT_S, Failing, Stuck
+from support.workers import AT_ONCE, LIMIT_S, Failing, Stuck
 
 G1 = "000001.000001"
-AT_ONCE = {"budgets": Budgets(backoff_initial_s=0.0).to_dict()}
 GRACE_S = 20.0
 STAYS = """
     import signal
