@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.leftovers import assert_nothing_left
+from support.postgres import Postgres
 from support.seaweed import SeaweedFS
 from support.server import Server, own_server
 
@@ -61,6 +62,13 @@ def server() -> Iterator[Server]:
         jobs = json.loads(shared.cli("status", "-o", "json").stdout)["jobs"]
         shared.put_away()
         assert_nothing_left(shared.home, [job["id"] for job in jobs])
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL on loopback, started once; every test makes its own database: `postgres.database()`."""
+    with tempfile.TemporaryDirectory(prefix="orch-pg-") as folder, Postgres(Path(folder)) as database:
+        yield database
 
 
 @pytest.fixture(scope="session")

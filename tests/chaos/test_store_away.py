@@ -14,21 +14,12 @@ import pytest
 
 from orch.api.actor import LOG_NAME
 from orch.control.home import Home
+from support.journals import in_journal, journalled
 from support.recovery import STEPS, Held, Victim, assert_recovered, starts
 from support.server import Server, wait_for
 from support.transitions import assert_nothing_twice
 
 pytestmark = pytest.mark.chaos
-
-
-def journalled(server: Server, victim: Victim, kind: str) -> int:
-    """How often the agent has told `kind`, as its own journal on disk says, which needs no controller."""
-    return len(in_journal(server, victim, kind))
-
-
-def in_journal(server: Server, victim: Victim, kind: str) -> list[str]:
-    path = server.home / "node" / "jobs" / victim.id / "rank-0" / "journal-000001.jsonl"
-    return [line for line in path.read_text().splitlines() if f'"type":"{kind}"' in line]
 
 
 @contextmanager

@@ -21,9 +21,12 @@ from support.two import Two, say
 pytestmark = pytest.mark.chaos
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> Iterator[Two]:
-    with Two(tmp_path) as found:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Two]:
+    env = {}
+    if request.param == "postgresql":
+        env = {"ORCH_STORE": request.getfixturevalue("postgres").database()}
+    with Two(tmp_path, env) as found:
         yield found
 
 

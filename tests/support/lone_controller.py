@@ -191,7 +191,7 @@ def _freeze_between_transactions(store: Store) -> None:
 
 def main() -> int:
     home = Home(Path(sys.argv[1])).ensure()
-    store = Store.open(home, {})
+    store = Store.open(home)
     _freeze_between_transactions(store)
     taken = threading.Event()
     controller = Controller(store, Folder(home.root / "cluster"), home, on_taken=taken.set)

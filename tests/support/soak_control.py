@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from support import losing_head
+from support import losing_head, losing_postgresql
 from support.accounts import keep_timeline
 from support.faketime import FakeTime
 from support.leftovers import assert_nothing_left
+from support.postgres import Postgres
 from support.recovery import Victim, assert_recovered, starts
 from support.server import Server, own_server, wait_for
 from support.some import only
@@ -49,6 +50,28 @@ def transitions(server: Server, rng: random.Random, count: int) -> dict[str, Any
         "kills": kills,
         "equal_bytes": True,
         "adopted_s": {"median": statistics.median(adopted), "longest": max(adopted), "of": len(adopted)},
+    }
+
+
+def postgresql(rng: random.Random, count: int) -> dict[str, Any]:
+    """PostgreSQL as the store: it goes away in every way, `count` times each; the controller killed at every place."""
+    told = []
+    with (
+        tempfile.TemporaryDirectory(prefix="orch-pg-") as folder,
+        Postgres(Path(folder)) as postgres,
+        losing_postgresql.server_on(postgres) as server,
+    ):
+        calm = Victim(server)
+        calm.finish()
+        for _ in range(count):
+            for how in losing_postgresql.AWAY:
+                told.append(losing_postgresql.lose(server, postgres, how, rng, calm.final_bytes())["how"])
+                print(f"PostgreSQL {how}", file=sys.stderr, flush=True)
+        found = transitions(server, rng, 1)
+    return {
+        "away": {how: told.count(how) for how in sorted(set(told))},
+        "equal_bytes": True,
+        "transitions": found,
     }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,11 +24,13 @@ TESTS = Path(__file__).parent.parent
 class Two:
     """A home, and controllers on it (`support.lone_controller`)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, env: Mapping[str, str] | None = None) -> None:
+        """`env`: ORCH_STORE, where it is no file of the home."""
         self.home = Home(root / "home").ensure()
         self.cluster = self.home.root / "cluster"
         self.cluster.mkdir()
-        self.store = Store.open(self.home, {})
+        self._env = dict(env or {})
+        self.store = Store.open(self.home, self._env)
         self.started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
@@ -43,7 +46,7 @@ class Two:
         with (self.home.root / f"controller-{len(self.started)}.log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "support.lone_controller", str(self.home.root)],
-                cwd=TESTS, env={**os.environ, **env}, text=True,
+                cwd=TESTS, env={**os.environ, **self._env, **env}, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         self.started.append(process)

@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     verb(group, "orch server stop")(stop)
     verb(group, "orch server status", "orch server status -o json")(status)
     verb(group, 'eval "$(orch server environment)"; ray start --address=10.0.0.5:6379 --block')(environment)
+    verb(group, "orch server store", "orch server store --to 1")(store)
     app.add_typer(group, name="server")
 
 
@@ -195,6 +196,36 @@ def environment(output_format: Output = Format.TABLE) -> None:
         return
     for name, value in found.items():
         output.write_line(f"export {name}={shlex.quote(value)}")
+
+
+def store(
+    to: Annotated[
+        int | None,
+        typer.Option("--to", metavar="VERSION", min=1, help="Bring its tables down to this version."),
+    ] = None,
+    output_format: Output = Format.TABLE,
+) -> None:
+    """Which database holds the jobs, and the version of its tables.
+
+    An older orch refuses tables that a newer one has brought up; --to brings them down again, with the server stopped.
+    """
+    from orch.cli.connect import config_of
+    from orch.control.home import Home
+    from orch.control.store import Store, store_url
+
+    home = Home.find()
+    if to is not None and home.read_server() is not None:
+        raise WrongUse("the server runs, or was not stopped: `orch server stop` first")
+    url = store_url(home, {"ORCH_STORE": config_of(home).store or ""})
+    if url.drivername == "sqlite" and not Path(url.database or "").exists():
+        raise WrongUse(f"there is no store yet: {url.database} does not exist")
+    before = Store.version(url) if to is None else Store.lower(url, to)
+    found = {"store": url.render_as_string(hide_password=True), "version": to or before, "before": before}
+    if output_format is Format.JSON:
+        output.write_json({"version": output.VERSION, "store": found})
+        return
+    was = "" if to in {None, before} else f", before {before}"
+    output.write_line(f"{found['store']}: version {found['version']}{was}")
 
 
 def stop(output_format: Output = Format.TABLE, cluster: Cluster = None) -> None:

@@ -2,21 +2,30 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, Table, Text, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.types import TypeDecorator
 
 from orch.control.home import Home
+from orch.control.patience import Patience
 from orch.model.errors import WrongUse
 
 BUSY_LIMIT_S = 15.0
-"""How long a transaction waits for another process that writes to the same SQLite file."""
+"""How long a transaction waits for another process that writes to the same SQLite file; in PostgreSQL the limit of a
+statement, of its waiting for a lock, and of a pause within a transaction.
+"""
 CONNECT_LIMIT_S = 10
+SILENCE_LIMIT_S = 15
+"""PostgreSQL: a server that answers nothing at all, behind a broken network say, is given up after so long."""
+KEEPALIVE_S = 5
+TRANSACTION_LIMIT_S = 60.0
+"""PostgreSQL: from a transaction's begin to the answer to its commit, whatever the server does."""
 POOL_CONNECTIONS = 8
 POOL_CONNECTIONS_MAX = 48
 """More than the API has threads, so that none waits for a connection."""
@@ -83,13 +92,15 @@ def store_url(home: Home, env: Mapping[str, str] | None = None) -> URL:
 def open_engine(url: URL) -> Engine:
     """An engine with real transactions: those with the option `orch_write` exclude other writers."""
     if url.drivername != "sqlite":
-        return create_engine(
+        engine = create_engine(
             url,
-            pool_pre_ping=True,  # the database may have been restarted since the last use
             pool_size=POOL_CONNECTIONS,
             max_overflow=POOL_CONNECTIONS_MAX - POOL_CONNECTIONS,
-            connect_args={"connect_timeout": CONNECT_LIMIT_S},
+            connect_args={name: value for name, value in _POSTGRESQL.items() if name not in url.query},
         )
+        event.listen(engine, "connect", _postgresql_connect)
+        event.listen(engine, "checkout", _postgresql_checkout)
+        return engine
     assert url.database is not None
     # SQLite would make it with the umask; its -wal and -shm files take its mode.
     os.close(os.open(Path(url.database), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -102,6 +113,50 @@ def open_engine(url: URL) -> Engine:
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+_POSTGRESQL = {
+    "connect_timeout": CONNECT_LIMIT_S,
+    "application_name": "orch",
+    "keepalives_idle": KEEPALIVE_S,
+    "keepalives_interval": KEEPALIVE_S,
+    "keepalives_count": SILENCE_LIMIT_S // KEEPALIVE_S,
+    "tcp_user_timeout": 1000 * SILENCE_LIMIT_S,
+}
+"""What libpq is told, where the URL says nothing of it."""
+
+
+def _postgresql_connect(connection: Any, _record: Any) -> None:
+    """No call waits in the server without end, and a controller that stands still keeps no other one from the store."""
+    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    # Not as start options, which poolers between refuse.
+    connection.autocommit = True
+    for limit in limits:
+        connection.execute(f"SET {limit} = '{BUSY_LIMIT_S:g}s'")
+    connection.autocommit = False
+
+
+def _postgresql_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
+    """The database may have been restarted since the last use: then the pool makes a new connection."""
+    try:
+        with _patience.limited(connection.fileno()):
+            connection.execute("SELECT 1")
+            connection.rollback()
+    except connection.Error as error:
+        raise DisconnectionError from error
+
+
+_patience = Patience(TRANSACTION_LIMIT_S)
+
+
+@contextmanager
+def limited(connection: Connection) -> Iterator[None]:
+    """What is done over this connection inside comes to an end, one or the other."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    with _patience.limited(connection.connection.dbapi_connection.fileno()):  # type: ignore[union-attr]
+        yield
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:

@@ -35,7 +35,7 @@ from orch.control.service import (
     Resumption,
     Submission,
 )
-from orch.control.store import Transaction, now_us
+from orch.control.store import StoreAwayError, Transaction, now_us
 from orch.model.config import Config
 from orch.model.errors import NeverPlaceable, NoSuchJob, WrongUse
 from orch.model.events import CancelRequested, PreemptRequested, Submitted
@@ -398,15 +398,20 @@ class Operations:
         return self.job(job)
 
     def server_status(self) -> Document:
+        jobs, trouble = {}, ""
+        try:
+            jobs = self._store.count_by_state()
+        except StoreAwayError as error:  # the server is there all the same, and says what it lacks
+            trouble = error.message
         return {
             "version": self._version,
             "pid": os.getpid(),
             "started": views.format_time(self._started_us),
             "ray_address": self._ray_address,
             "store": self._store.description,
-            "store_trouble": self._store.trouble or None,
+            "store_trouble": self._store.trouble or trouble or None,
             "nodes": [asdict(node) for node in self._controller.cluster.nodes()],
-            "jobs": self._store.count_by_state(),
+            "jobs": jobs,
         }
 
     def metrics(self) -> bytes:

@@ -5,6 +5,7 @@ them, and text keeps NaN and infinity, which PostgreSQL's own JSON refuses.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import (
     DDL,
@@ -209,16 +210,25 @@ for _what in ("UPDATE", "DELETE"):
     )
 
 
-Migration = Callable[[Connection], None]
+class Migration(NamedTuple):
+    """One version to the next and back, inside the caller's transaction."""
+
+    up: Callable[[Connection], None]
+    down: Callable[[Connection], None]
+    """Takes away what the older orch does not know; jobs, their events and their commands stay."""
 
 
 def _add_checkpointing(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE progress ADD COLUMN checkpointing TEXT"))
 
 
-MIGRATIONS: Sequence[Migration] = (_add_checkpointing,)
-"""`MIGRATIONS[i]` takes a store of version i+1 to version i+2, inside the caller's transaction. A step that
-was released is never changed; `metadata` above is always the newest version: a new store needs no steps."""
+def _drop_checkpointing(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE progress DROP COLUMN checkpointing"))
+
+
+MIGRATIONS: Sequence[Migration] = (Migration(_add_checkpointing, _drop_checkpointing),)
+"""`MIGRATIONS[i]` takes a store of version i+1 to version i+2. A step that was released is never changed;
+`metadata` above is always the newest version: a new store needs no steps."""
 
 _LOCK_NUMBER = 0x6F726368
 """PostgreSQL: two servers that open one new store at the same time do this one after the other."""
@@ -230,8 +240,7 @@ def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS
     Returns the version found, 0 for an empty store. WrongUse if a newer orch wrote it, or if it is no store.
     """
     newest = len(migrations) + 1
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_NUMBER})
+    _alone(connection)
     tables = set(inspect(connection).get_table_names())
     if "meta" not in tables:
         taken = sorted(tables & set(metadata.tables))
@@ -244,19 +253,57 @@ def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS
         # Its row is also the lock that makes PostgreSQL's writers come one after the other, as SQLite's do.
         connection.execute(meta.insert().values(key="controller", value="0"))
         return 0
+    found = version_of(connection)
+    if found > newest:
+        raise WrongUse(
+            f"the store has schema version {found}, written by a newer orch; this one knows {newest}: upgrade orch, or"
+            f" have the newer one bring the store down with `orch server store --to {newest}`"
+        )
+    for step in migrations[found - 1 :]:
+        step.up(connection)
+    if found < newest:
+        _set_version(connection, newest)
+    return found
+
+
+def lower(connection: Connection, version: int, migrations: Sequence[Migration] = MIGRATIONS) -> int:
+    """Brings a store down to an older version, for an older orch, in the caller's transaction. Returns that found.
+
+    WrongUse if there is no such version, or no store. A controller that runs is fenced: it acts no more.
+    """
+    _alone(connection)
+    found = version_of(connection)
+    if not 1 <= version <= found <= len(migrations) + 1:
+        raise WrongUse(
+            f"the store has schema version {found}; this orch brings it down to a version from 1 to {found}"
+        )
+    holder = meta.c.key == "controller"
+    number = int(connection.execute(select(meta.c.value).where(holder).with_for_update()).scalar_one())
+    connection.execute(meta.update().where(holder).values(value=str(number + 1)))
+    for step in reversed(migrations[version - 1 : found - 1]):
+        step.down(connection)
+    _set_version(connection, version)
+    return found
+
+
+def version_of(connection: Connection) -> int:
+    """Of the tables. WrongUse if there are none, or if they are somebody else's."""
+    if "meta" not in inspect(connection).get_table_names():
+        raise WrongUse("there is no store yet: the database is empty")
     stored = connection.execute(
         select(meta.c.value).where(meta.c.key == "schema_version")
     ).scalar_one_or_none()
     if stored is None:
         raise WrongUse("the database has a table 'meta' that is not orch's; give orch a database of its own")
-    found = int(stored)
-    if found > newest:
-        raise WrongUse(
-            f"the store has schema version {found}, written by a newer orch; this one knows {newest}:"
-            " upgrade orch"
-        )
-    for step in migrations[found - 1 :]:
-        step(connection)
-    if found < newest:
-        connection.execute(meta.update().where(meta.c.key == "schema_version").values(value=str(newest)))
-    return found
+    return int(stored)
+
+
+def _set_version(connection: Connection, version: int) -> None:
+    connection.execute(meta.update().where(meta.c.key == "schema_version").values(value=str(version)))
+
+
+def _alone(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # A table with many rows takes its time.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_NUMBER})

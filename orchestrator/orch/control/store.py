@@ -8,18 +8,18 @@ SQL stands here and in the modules below: database (connections), schema (tables
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Select, func, make_url, select, tuple_
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from orch.control import schema
 from orch.control.clock import not_before, now_us
-from orch.control.database import open_engine, store_url, upsert
+from orch.control.database import limited, open_engine, store_url, upsert
 from orch.control.home import Home
 from orch.control.rows import (
     AttemptRow,
@@ -49,6 +49,7 @@ COMMANDS_MAX = 1000
 log = logging.getLogger("orch.store")
 
 _Row = TypeVar("_Row")
+_Result = TypeVar("_Result")
 
 
 class StoreTakenError(NoServer):
@@ -56,7 +57,11 @@ class StoreTakenError(NoServer):
 
 
 class StoreAwayError(NoServer):
-    """The database cannot be used just now: full, locked by another program, gone. Nothing was written; try again."""
+    """The database cannot be used just now: full, locked by another program, gone. Try again.
+
+    Nothing was written, unless the connection broke while its last word, the answer to the commit, was on the way: then
+    what is done again meets what it has done already, which every event, report and submit allows.
+    """
 
 
 class Store:
@@ -69,18 +74,41 @@ class Store:
         self._in_transaction = False
         self._away_since: float | None = None
         self._away_because = ""
+        self._opened = False  # until then tables may be migrated, which takes its time
         try:
             self._engine = open_engine(self._url)
-            with self._begin(write=True) as connection:
+            with self._disposed_if_it_fails(), self._begin(write=True) as connection:
                 self.migrated_from = schema.migrate(connection)
+            self._opened = True
         except (StoreAwayError, SQLAlchemyError, ImportError, OSError) as error:
             shown = self._url.render_as_string(hide_password=True)
             cause = error.__cause__ or error if isinstance(error, StoreAwayError) else error
             raise NoServer(f"the store {shown} cannot be opened: {_first_line(cause)}") from error
 
+    @contextmanager
+    def _disposed_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._engine.dispose()
+            raise
+
     @classmethod
     def open(cls, home: Home, env: Mapping[str, str] | None = None) -> Self:
         return cls(store_url(home, env))
+
+    @staticmethod
+    def version(url: URL) -> int:
+        """Of its tables, which stay as they are. WrongUse if it is none of orch's; NoServer if it cannot be opened."""
+        return _once(url, schema.version_of)
+
+    @staticmethod
+    def lower(url: URL, version: int) -> int:
+        """Brings the tables down to an older version, for an older orch. Returns the version they had.
+
+        A controller that runs acts no more. WrongUse; NoServer if it cannot be opened.
+        """
+        return _once(url, lambda connection: schema.lower(connection, version))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -316,9 +344,14 @@ class Store:
     def _begin(self, *, write: bool = False) -> Iterator[Connection]:
         options = {"orch_write": write}
         try:
-            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+            with (
+                self._engine.connect().execution_options(**options) as connection,
+                limited(connection) if self._opened else nullcontext(),
+                connection.begin(),
+            ):
                 yield connection
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        # Internal: what PostgreSQL says of a session that it ended, or of a copy that takes no writes.
+        except (OperationalError, InterfaceError, InternalError, PoolTimeoutError) as error:
             raise self._away(str(getattr(error, "orig", None) or error)) from error
         if write and self._away_since is not None:
             log.warning("the store can be written again, after %.1f s", time.monotonic() - self._away_since)
@@ -331,6 +364,20 @@ class Store:
             self._away_since = time.monotonic()
             log.warning("the store cannot be used: %s; training goes on, and is written down later", because)
         return StoreAwayError(f"the server's store cannot be used just now: {self._away_because}; try again")
+
+
+def _once(url: URL, act: Callable[[Connection], _Result]) -> _Result:
+    """One transaction on a database that is opened for it alone."""
+    try:
+        engine = open_engine(url)
+        try:
+            with engine.connect().execution_options(orch_write=True) as connection, connection.begin():
+                return act(connection)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        shown = url.render_as_string(hide_password=True)
+        raise NoServer(f"the store {shown} cannot be opened: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,8 @@ import pytest
 
 from orch.cli import launch
 from orch.cli.connect import find_target, known_jobs
+from orch.control.home import ServerRecord
+from orch.control.store import Store
 from orch.model.errors import NoServer, WrongUse
 
 HERE = Path(__file__).parent
@@ -283,3 +285,15 @@ def test_a_server_that_runs_already_does_not_listen_elsewhere(cli, bootstrap):
     bootstrap.says({"ready": RECORD})
     result = cli("server", "start", "--listen", "127.0.0.1:8443")
     assert "stopping and starting" in result.stderr
+
+
+def test_the_store_and_its_way_down(home, cli):
+    assert "no store yet" in cli.refused(WrongUse, "server", "store")
+    Store.open(home, {}).close()
+    newest = cli.json("server", "store")["store"]["version"]
+    assert f"version {newest}" in cli.ok("server", "store")
+    assert f"version 1, before {newest}" in cli.ok("server", "store", "--to", "1")
+    assert cli.json("server", "store")["store"]["version"] == 1
+    assert "from 1 to 1" in cli.refused(WrongUse, "server", "store", "--to", "2")
+    home.write_server(ServerRecord(**RECORD))
+    assert "server stop" in cli.refused(WrongUse, "server", "store", "--to", "1")

@@ -18,7 +18,18 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def store(home: Home) -> Iterator[Store]:
-    store = Store.open(home, {})
+def engine() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def env(engine: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """What has `Store.open(home, env)` use that engine."""
+    return {} if engine == "sqlite" else {"ORCH_STORE": request.getfixturevalue("postgres").database()}
+
+
+@pytest.fixture
+def store(home: Home, env: dict[str, str]) -> Iterator[Store]:
+    store = Store.open(home, env)
     yield store
     store.close()

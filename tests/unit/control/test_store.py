@@ -1,27 +1,21 @@
+"""The store, on SQLite and on PostgreSQL."""
+
 import math
-import sqlite3
-import stat
 import threading
 
 import pytest
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from orch.control import schema
-from orch.control.database import TEXT_CHARS_MAX, open_engine, store_url
+from orch.control.database import TEXT_CHARS_MAX
 from orch.control.home import Home
-from orch.control.rows import CheckpointRow, NewJob, ProgressRow
+from orch.control.rows import CheckpointRow, ProgressRow
 from orch.control.store import Store, StoreTakenError
-from orch.model.errors import NoServer, NoSuchJob, WrongUse
+from orch.model.errors import NoSuchJob
 from orch.model.states import JobState, State
+from support.stores import BOTH, add, outside
 
-
-def add(
-    store: Store, job: str = "a-1", state: State = State.QUEUED, at: int = 1000, **values: object
-) -> None:
-    values = {"name": "a", "spec": {"run": "x"}, "sealed_secrets": {}} | values
-    with store.transaction() as transaction:
-        transaction.insert_job(NewJob(**values), JobState(job=job, state=state, submitted_us=at, since_us=at))
+pytestmark = BOTH
 
 
 def test_what_follows_from_an_event_is_written_with_it(store: Store) -> None:
@@ -100,15 +94,13 @@ def test_commands_wait_until_they_are_done(store: Store) -> None:
     assert [row.seq for row in store.pending_commands()] == [second]
 
 
-def test_events_can_only_be_added(home: Home, store: Store) -> None:
+def test_events_can_only_be_added(home: Home, env: dict[str, str], store: Store) -> None:
     add(store)
     with store.transaction() as transaction:
         transaction.append_event("a-1", {"type": "AgentUp"}, t_us=2)
     for statement in ("UPDATE events SET t_us = 0", "DELETE FROM events"):
-        connection = sqlite3.connect(home.database)
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            connection.execute(statement)
-        connection.close()
+        with pytest.raises(DatabaseError, match="append-only"), outside(home, env) as connection:
+            connection.execute(text(statement))
     assert len(store.events("a-1")) == 1
 
 
@@ -227,11 +219,11 @@ def test_secrets_are_kept_as_they_were_sealed(store: Store) -> None:
     assert store.sealed_secrets("a-1") == {"KEY": b"\x00\xffsealed", "OTHER": b"2"}
 
 
-def test_a_controller_that_was_replaced_writes_no_more(home: Home, store: Store) -> None:
+def test_a_controller_that_was_replaced_writes_no_more(home: Home, env: dict[str, str], store: Store) -> None:
     add(store)
     assert store.claim() == 1
     add(store, "b-1")
-    other = Store.open(home, {})
+    other = Store.open(home, env)
     assert other.claim() == 2
     with pytest.raises(StoreTakenError, match="controller 2"), store.transaction() as transaction:
         transaction.append_event("a-1", {"type": "x"}, t_us=1)
@@ -242,9 +234,9 @@ def test_a_controller_that_was_replaced_writes_no_more(home: Home, store: Store)
     other.close()
 
 
-def test_many_threads_and_two_stores_lose_nothing(home: Home, store: Store) -> None:
+def test_many_threads_and_two_stores_lose_nothing(home: Home, env: dict[str, str], store: Store) -> None:
     add(store)
-    other = Store.open(home, {})
+    other = Store.open(home, env)
     failures: list[BaseException] = []
 
     def work(mine: Store) -> None:
@@ -274,138 +266,3 @@ def test_a_transaction_inside_a_transaction_is_a_mistake_not_a_deadlock(store: S
         pass
     with store.transaction() as transaction:
         transaction.lifecycle("a-1")
-
-
-def test_file_is_private_and_in_wal_mode(home: Home, store: Store) -> None:
-    add(store)
-    for path in home.root.glob("orch.db*"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    connection = sqlite3.connect(home.database)
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    connection.close()
-
-
-def test_what_was_written_is_there_after_opening_again(home: Home) -> None:
-    first = Store.open(home, {})
-    assert first.migrated_from == 0
-    add(first)
-    first.close()
-    second = Store.open(home, {})
-    assert second.migrated_from == len(schema.MIGRATIONS) + 1
-    assert second.job("a-1").spec == {"run": "x"}
-    second.close()
-
-
-def test_migration_takes_an_older_store_forward_once(home: Home) -> None:
-    store = Store.open(home, {})
-    add(store)
-    store.close()
-    calls: list[int] = []
-
-    def second(connection: Connection) -> None:
-        calls.append(2)
-        connection.execute(text("ALTER TABLE jobs ADD COLUMN colour TEXT DEFAULT 'red'"))
-
-    def third(connection: Connection) -> None:
-        calls.append(3)
-        connection.execute(text("UPDATE jobs SET colour = 'blue'"))
-
-    engine = open_engine(store_url(home, {}))
-    now = len(schema.MIGRATIONS) + 1
-    for expected in (now, now + 2):
-        with engine.connect().execution_options(orch_write=True) as connection, connection.begin():
-            assert schema.migrate(connection, (*schema.MIGRATIONS, second, third)) == expected
-    with engine.connect() as connection:
-        assert connection.execute(text("SELECT colour FROM jobs")).scalar_one() == "blue"
-    engine.dispose()
-    assert calls == [2, 3]
-
-
-def test_a_store_of_the_first_version_is_brought_forward(home: Home) -> None:
-    store = Store.open(home, {})
-    add(store)
-    store.close()
-    engine = open_engine(store_url(home, {}))
-    with engine.connect().execution_options(orch_write=True) as connection, connection.begin():
-        connection.execute(text("ALTER TABLE progress DROP COLUMN checkpointing"))
-        connection.execute(text("UPDATE meta SET value = '1' WHERE key = 'schema_version'"))
-    engine.dispose()
-    store = Store.open(home, {})
-    assert store.migrated_from == 1
-    row = ProgressRow(
-        job="a-1", rank=0, generation="000001.000001", t_us=1, metrics={}, usage={}, checkpointing={"a": 1}
-    )
-    store.put_progress(row)
-    assert store.progress(["a-1"])["a-1"].checkpointing == {"a": 1}
-    store.close()
-
-
-def test_a_migration_that_fails_changes_nothing(home: Home) -> None:
-    Store.open(home, {}).close()
-
-    def broken(connection: Connection) -> None:
-        connection.execute(text("ALTER TABLE jobs ADD COLUMN colour TEXT"))
-        raise ZeroDivisionError
-
-    engine = open_engine(store_url(home, {}))
-    with (
-        pytest.raises(ZeroDivisionError),
-        engine.connect().execution_options(orch_write=True) as connection,
-        connection.begin(),
-    ):
-        schema.migrate(connection, (*schema.MIGRATIONS, broken))
-    with engine.connect() as connection:
-        columns = [row[1] for row in connection.execute(text("PRAGMA table_info(jobs)"))]
-        assert "colour" not in columns
-    engine.dispose()
-    Store.open(home, {}).close()
-
-
-def test_a_store_of_a_newer_orch_is_refused(home: Home) -> None:
-    Store.open(home, {}).close()
-    connection = sqlite3.connect(home.database)
-    connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
-    connection.commit()
-    connection.close()
-    with pytest.raises(WrongUse, match="schema version 99"):
-        Store.open(home, {})
-
-
-@pytest.mark.parametrize(
-    "statement", ["CREATE TABLE jobs (id TEXT)", "CREATE TABLE meta (key TEXT, value TEXT)"]
-)
-def test_a_database_of_somebody_else_is_left_alone(home: Home, statement: str) -> None:
-    connection = sqlite3.connect(home.database)
-    connection.execute(statement)
-    connection.close()
-    with pytest.raises(WrongUse, match="database of its own"):
-        Store.open(home, {})
-
-
-def test_a_file_that_is_no_database_is_refused_with_a_sentence(home: Home) -> None:
-    home.database.write_text("hello " * 1000)
-    with pytest.raises(NoServer, match="cannot be opened"):
-        Store.open(home, {})
-
-
-def test_which_store(home: Home) -> None:
-    assert store_url(home, {}).database == str(home.database)
-    url = store_url(home, {"ORCH_STORE": "postgresql+psycopg://me:pass@host/orch"})
-    assert url.drivername == "postgresql+psycopg"
-
-
-@pytest.mark.parametrize(
-    "given",
-    ["mysql://me:pa55@host/db", "postgresql://me:pa55@host/db", "pa55", "sqlite://", "sqlite:///:memory:"],
-)
-def test_other_databases_are_refused_without_showing_a_password(home: Home, given: str) -> None:
-    with pytest.raises(WrongUse, match="ORCH_STORE") as refused:
-        store_url(home, {"ORCH_STORE": given})
-    assert "pa55" not in str(refused.value)
-
-
-def test_a_password_is_not_shown_when_the_store_cannot_be_opened() -> None:
-    # Nothing listens on port 1; where psycopg is not installed, that is the reason given.
-    with pytest.raises(NoServer, match="cannot be opened") as refused:
-        Store("postgresql+psycopg://me:pa55@127.0.0.1:1/orch")
-    assert "pa55" not in str(refused.value)
