@@ -28,6 +28,7 @@ from orch_workers.hangs import Hang, HangWatch
 from orch_workers.judging import Judge, exited, restart_decided
 from orch_workers.keeper import Keeper
 from orch_workers.ledger import Ledger
+from orch_workers.left_here import left_here
 from orch_workers.logs.attempt_log import AttemptLog
 from orch_workers.logs.redaction import Redactor
 from orch_workers.numbers import LossWatch
@@ -36,7 +37,6 @@ from orch_workers.process.sampling import Sampler
 from orch_workers.process.stacks import read_stacks
 from orch_workers.recovery import Recovery
 from orch_workers.reports import Reports
-from orch_workers.resuming import left_here
 from orch_workers.stops import Stop
 from orch_workers.telling import Telling
 from orch_workers.written import write_down

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orch.model.events import WorkerEnded
 from orch_workers.config import WorkerConfig
+from orch_workers.left_here import left_here
 from orch_workers.reports import Reports
-from orch_workers.resuming import left_here
 from orch_workers.written import write_down
 
 
