@@ -66,7 +66,7 @@ class Rank:
         self.dead = self.over = self.stopping = False
         self.alive: Generation | None = None
         self.generation = Generation(attempt, 0)
-        self.settled, self.step, self.word, self.stop_word = False, 0, 0, False
+        self.settled, self.step, self.word, self.stop_word, self.hold = False, 0, 0, False, False
         self.offered: Point | None = None
         self.wall: dict[str, Any] = {}
         self.soon(lambda: None if self.dead else self.member.ready(self))
@@ -93,7 +93,7 @@ class Rank:
             if self.stopping or self.alive or not self.member.begins(start.generation):
                 return
             self.alive = self.generation = start.generation
-            self.settled, self.step, self.word, self.stop_word = False, 0, 0, False
+            self.settled, self.step, self.word, self.stop_word, self.hold = False, 0, 0, False, False
             self.world.check()
 
         self.soon(act)
@@ -103,7 +103,7 @@ class Rank:
 
     def save_at(self, save: Save) -> None:
         def act() -> None:
-            self.word = save.step
+            self.word, self.hold = save.step, save.hold
             sure = self.alive is not None and self.settled and self.step < save.step
             self.member.tell(**{"placed_word" if sure else "passed_word": save.number})
 
@@ -115,8 +115,11 @@ class Rank:
             if self.alive is None:
                 self.finished("left")
             elif leave.step and self.settled:
-                self.word, self.stop_word = leave.step, True
-                # It may wait for one that has left already; its agent ends it when the time is up.
+                self.word, self.stop_word, self.hold = leave.step, True, False
+                self.world.left_after.add(leave.step)
+                if self.step >= leave.step:
+                    self.ended(FAILED)  # it was held there
+                # It may wait for one that has died; its agent ends it when the time is up.
                 self.world.after(leave.left_s, lambda: self.ended(FAILED) if self.alive else None)
             else:
                 self.ended(FAILED)
@@ -194,6 +197,8 @@ class Rank:
             return
         if not all(other.joins(self.step + 1, self.alive) for other in self.world.ranks):
             return  # it waits in a collective
+        if self.hold and self.step >= self.word:
+            return  # it waits for the next word
         self.step += 1
         if self.step % 10 == 0 or self.step == self.word:
             self.world.memory[self.rank].add((self.alive, self.step))
@@ -234,6 +239,9 @@ class World:
         self.memory: list[set[tuple[Generation, int]]] = [set() for _ in range(self.size)]
         self.decided: list[Generation] = []
         self.outcomes: dict[int, tuple[str, int]] = {}
+        self.left_after: set[int] = set()
+        self.disturbed = False
+        """Something was done to a rank while they were leaving."""
         self.attempt = 1
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -288,6 +296,7 @@ class World:
     def _fault(self) -> None:
         rank = self.random.choice(self.ranks)
         what = self.random.random()
+        self.disturbed |= any(other.stopping or other.over for other in self.ranks)
         if what < 0.6 and rank.alive:
             rank.ended(FAILED)
         elif what < 0.8 and not any(other.stopping or other.over for other in self.ranks):
@@ -313,4 +322,9 @@ class World:
         assert len(kinds) == 1, f"not all ended alike: {self.outcomes}"
         if kinds == {"succeeded"}:
             assert {step for _, step in self.outcomes.values()} == {STEPS}, f"{self.outcomes}"
+        if kinds == {"left"} and self.left_after - {0} and not self.disturbed:
+            steps = {step for _, step in self.outcomes.values()}
+            assert steps == {min(step, STEPS) for step in self.left_after}, (
+                f"told to leave after {self.left_after}, and left after {steps}"
+            )
         assert len(self.decided) == len(set(self.decided)), "a generation was decided twice"

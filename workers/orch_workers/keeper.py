@@ -98,7 +98,8 @@ class Keeper(Speaking):
 
     def _make_staging(self) -> Staging:
         paths, rank = self._config.paths, self._config.rank
-        return Staging(paths.snapshots, rank, fallback=paths.job / f"snapshots-{rank}", warn=self._note)
+        fallback, size = paths.job / f"snapshots-{rank}", self._config.world_size
+        return Staging(paths.snapshots, rank, fallback=fallback, warn=self._note, world_size=size)
 
     def open(self) -> None:
         """Finds the chain in storage and in what an earlier agent left here; adopts its newest snapshot.

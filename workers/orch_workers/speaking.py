@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from orch_workers.prepared import Prepared
 from orch_workers.training.page import Progress
 
 
@@ -35,6 +36,10 @@ class Speaking:
     def beat(self) -> Progress | None:
         """What rises with every sign of its progress, where `progress` is known here."""
         return None
+
+    def fitted(self, found: Prepared | None, told: object) -> Prepared | None:
+        """What a process loads that has told which pieces of divided tensors it holds."""
+        return found
 
     def failed_at(self, step: int | None, code: int | None, signal: int | None) -> int | None:
         """The training process has failed, standing at `step`; the step that the restart policy hears of."""

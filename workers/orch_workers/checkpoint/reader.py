@@ -28,6 +28,7 @@ from orch_workers.checkpoint.errors import (
 from orch_workers.checkpoint.filling import fill
 from orch_workers.checkpoint.format import Manifest, PieceRecord, RankManifest, ShardRecord
 from orch_workers.checkpoint.gathering import Wanted, box_of, gather
+from orch_workers.checkpoint.recutting import Place, recut
 from orch_workers.checkpoint.rereading import Doubt
 from orch_workers.training.collection import no_collection
 from orch_workers.training.slots import Slot, SlotHeader, aligned, encode, format_generation
@@ -199,24 +200,52 @@ def _past_the_fork(catalog: Catalog, chain: Chain, known: set[tuple[Generation, 
 
 
 def restore(
-    catalog: Catalog, point: RestorePoint, rank: int, target: Target, *, world_size: int | None = None
+    catalog: Catalog,
+    point: RestorePoint,
+    rank: int,
+    target: Target,
+    *,
+    world_size: int | None = None,
+    places: Sequence[Place] | None = None,
 ) -> tuple[SlotHeader, str]:
     """Reads one rank of one checkpoint into a new READY slot at `target`; header and path of it.
 
-    Damaged: with what differs; nothing is left at the target. ValueError: the world size is another one.
+    `world_size`: of the ranks that go on. Where others have saved it, or `places` say what this rank is to hold of
+    divided tensors, it is put together anew (recutting.py). Damaged: with what differs; nothing is left at the target.
     """
     manifest = catalog.manifest(point)
-    if world_size is not None and manifest.world_size != world_size:
-        raise ValueError(f"{point} was saved by {manifest.world_size} ranks; this job runs with {world_size}")
     if manifest.kind == KIND:
         raise CheckpointError(
             f"{point} holds files that a script wrote itself (`checkpoint.files`), and no state that could be loaded"
+        )
+    if places is not None or world_size not in (None, manifest.world_size):
+        onto = manifest.world_size if world_size is None else world_size
+        made = recut(catalog, point, rank, onto, places or ())
+        with no_collection():
+            described = encode({**made.meta, "entries": list(made.entries)})
+        return _into_slot(
+            point, target, made.data_bytes, described, lambda view: gather(catalog, made.wanted, view)
         )
     part = catalog.rank_manifest(point, manifest, rank)
     shared, data_bytes = _shared(catalog, point, manifest, part)
     _check_shards(catalog, point, part)
     with no_collection():
         description = _described(part, shared)
+
+    def read(view: memoryview) -> None:
+        fill(catalog, part, view[: part.data_bytes])
+        gather(catalog, shared, view)
+
+    return _into_slot(point, target, data_bytes, description, read)
+
+
+def _into_slot(
+    point: RestorePoint,
+    target: Target,
+    data_bytes: int,
+    description: bytes,
+    read: Callable[[memoryview], None],
+) -> tuple[SlotHeader, str]:
     capacity = aligned(data_bytes) + len(description)
     path = str(target(capacity) if callable(target) else target)
     if not callable(target):
@@ -228,8 +257,7 @@ def restore(
             slot.begin(point.generation, point.step)
             view = slot.data()[:data_bytes]
             try:
-                fill(catalog, part, view[: part.data_bytes])
-                gather(catalog, shared, view)
+                read(view)
             finally:
                 view.release()
             slot.finish(point.generation, point.step, data_bytes, description)

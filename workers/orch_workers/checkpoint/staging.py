@@ -39,6 +39,8 @@ LINEAGE_BYTES_MAX = 64 << 20
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT = "boot"
 """The file in which a folder says of which start of the machine its slots are."""
+_RANKS = "ranks"
+"""The file in which it says of how many ranks its own is one."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 _NAMES = (*(f"slot-{index}" for index in range(SLOTS)), "restore")
@@ -76,8 +78,12 @@ class Staging:
         *,
         fallback: Path | None = None,
         warn: Callable[[str], None] | None = None,
+        world_size: int | None = None,
     ) -> None:
-        self.rank = rank
+        """`world_size`: slots that a job of another number of ranks has left are dropped: they hold parts of other
+        wholes.
+        """
+        self.rank, self._world_size = rank, world_size
         self._warn = warn or (lambda _: None)
         self._folders = [folder] if fallback is None else [folder, fallback]
         self._fallback_used = False
@@ -87,6 +93,7 @@ class Staging:
         self._snapshots: dict[int, Snapshot] = {}
         for each in self._folders:
             _drop_from_before_the_boot(each)
+            _drop_of_others(each, world_size)
         self.folder = self._usable_folder()
         self._adopt()
 
@@ -98,6 +105,7 @@ class Staging:
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                     raise PermissionError(errno.EPERM, "belongs to another user")
                 _note_the_boot(folder)
+                _note_the_ranks(folder, self._world_size)
                 return folder
             except OSError as error:
                 problem = f"{folder} cannot be used for snapshots ({error.strerror or error})"
@@ -177,6 +185,7 @@ class Staging:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _note_the_boot(folder)
+                _note_the_ranks(folder, self._world_size)
                 path.unlink(missing_ok=True)
                 Slot.create(str(path), size_bytes + max(ROOM_BYTES_MIN, size_bytes // ROOM_SHARE))
             except OSError as error:
@@ -345,6 +354,21 @@ def _note_the_boot(folder: Path) -> None:
             path.write_text(_boot_id())
 
 
+def _note_the_ranks(folder: Path, world_size: int | None) -> None:
+    with contextlib.suppress(OSError):  # as of an agent before there was this note: taken for the same number
+        if world_size is not None:
+            (folder / _RANKS).write_text(str(world_size))
+
+
+def _drop_of_others(folder: Path, world_size: int | None) -> None:
+    """Slots of a job of another number of ranks. The chain is the same."""
+    with contextlib.suppress(OSError):
+        if world_size is None or (folder / _RANKS).read_text() == str(world_size):
+            return
+        for name in _NAMES:
+            (folder / name).unlink(missing_ok=True)
+
+
 def _drop_from_before_the_boot(folder: Path) -> None:
     """Slots on a disk outlive a power loss, but not whole: their words READY may be there without their data."""
     path = folder / _BOOT
@@ -353,7 +377,7 @@ def _drop_from_before_the_boot(folder: Path) -> None:
     except OSError:
         is_of_now = False
     if not is_of_now:
-        for name in (*_NAMES, "lineage.json", _BOOT):
+        for name in (*_NAMES, "lineage.json", _BOOT, _RANKS):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 

@@ -6,14 +6,22 @@ storage. A checkpoint is committed by the leader's keeper, when every rank has s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orch.model.generation import Generation
 from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
-from orch_workers.checkpoint.errors import CheckpointError, Damaged, SnapshotChanged, StorageRefused
+from orch_workers.checkpoint.errors import (
+    CheckpointError,
+    Damaged,
+    SnapshotChanged,
+    StorageRefused,
+    StorageUnavailable,
+)
+from orch_workers.checkpoint.recutting import Place, is_divided_so, places_of, recut
+from orch_workers.checkpoint.staging import RESTORE_INDEX
 from orch_workers.gang.sharing import Sharing, Where
 from orch_workers.gang.words import Point, Report
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
@@ -144,7 +152,7 @@ class GangKeeper(Keeper):
         if where is not None and found is None:
             point = RestorePoint(*where)
             try:
-                found = Prepared.of(self._patiently_read(point), "storage")
+                found = self._patiently_look(point)
             except Damaged as error:
                 self.catalog.quarantine(point, str(error), needs_version=error.needs_version)
                 self._note(f"the checkpoint of step {point.step} is damaged and in quarantine: {error}")
@@ -153,20 +161,67 @@ class GangKeeper(Keeper):
             if found is not None:
                 self._staging.hold(found.index, "restore")
             self._prepared, self._next = found, Chain.from_json(proposal.chain)
-            if memory is not None and self._is_unwritten(memory):
+            # What was read from storage is there, and may be of another number of ranks.
+            if memory is not None and memory.index != RESTORE_INDEX and self._is_unwritten(memory):
                 self._queue(memory, {"reason": "restored"})
         return ""
 
-    def _patiently_read(self, point: RestorePoint) -> Snapshot:
-        def read() -> Snapshot:
-            size = self._config.world_size
-            reader.restore(self.catalog, point, self._config.rank, self._make_restore_file, world_size=size)
-            with self._lock:
-                return self._staging.restored()
+    def _patiently_look(self, point: RestorePoint) -> Prepared:
+        def look() -> Prepared:
+            saved_by = self.catalog.manifest(point).world_size
+            if saved_by == self._config.world_size:
+                return self._read(point, None)
+            # What of it this rank is to hold its process will say: until then only what every rank will need.
+            recut(self.catalog, point, self._config.rank, self._config.world_size)
+            if self._config.rank == 0:
+                self._note(
+                    f"step {point.step} was saved by {saved_by} ranks and is restored on {self._config.world_size}"
+                )
+            return Prepared("", "storage", point.generation, point.step, RESTORE_INDEX)
 
-        found = self._patiently(read, None)
+        found = self._patiently(look, None)
         assert found is not None
         return found
+
+    def _read(self, point: RestorePoint, places: Sequence[Place] | None) -> Prepared:
+        config = self._config
+        reader.restore(
+            self.catalog,
+            point,
+            config.rank,
+            self._make_restore_file,
+            world_size=config.world_size,
+            places=places,
+        )
+        with self._lock:
+            return Prepared.of(self._staging.restored(), "storage")
+
+    def fitted(self, found: Prepared | None, told: object) -> Prepared | None:
+        """What a process that holds tensors in these places loads: what was prepared, or the same state cut anew, out
+        of storage. InterruptedError: it turned out to be damaged, and another one is looked for.
+        """
+        if found is None or (found.path and is_divided_so(found.path, told)):
+            return found
+        point = RestorePoint(found.generation, found.step)
+
+        def read() -> Prepared:
+            if not self.storage.exists(self.catalog.manifest_path(*point[:2])):
+                # In the memory of all ranks, and on its way: each needs some of what the others hold.
+                raise StorageUnavailable(f"step {point.step} is divided anew as soon as it is in storage")
+            return self._read(point, places_of(told))
+
+        try:
+            made = self._patiently(read, None)
+        except Damaged as error:
+            self.catalog.quarantine(point, str(error), needs_version=error.needs_version)
+            self._note(f"the checkpoint of step {point.step} is damaged and in quarantine: {error}")
+            raise InterruptedError(str(error)) from error
+        assert made is not None
+        with self._lock:
+            self._staging.release(found.index, "restore")
+            self._staging.hold(made.index, "restore")
+            self._prepared = made
+        return made
 
     def _is_unwritten(self, snapshot: Snapshot) -> bool:
         where = (snapshot.generation, snapshot.step)

@@ -289,7 +289,7 @@ class Leader:
         step_s = max((report.step_s for report in present.values() if report.step_s), default=None)
         furthest = max(report.step for report in present.values())
         step = furthest + lead_steps(step_s, self._save_tries)
-        self._say(save=Save(number=self._saves, step=step))
+        self._say(save=Save(number=self._saves, step=step, hold=self.stage == "leave"))
 
     # down
 

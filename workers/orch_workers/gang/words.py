@@ -169,6 +169,8 @@ class Proposal:
 class Save:
     number: int
     step: int
+    hold: bool = False
+    """Before all leave: a process that has saved it waits there to be told whether that is the step."""
 
 
 @dataclass(frozen=True, kw_only=True)

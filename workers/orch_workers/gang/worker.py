@@ -171,7 +171,7 @@ class GangWorker(Worker):
 
     def save_at(self, save: Save) -> None:
         def act() -> None:
-            sure = self._launcher is not None and self._launcher.save_at(save.step)
+            sure = self._launcher is not None and self._launcher.save_at(save.step, hold=save.hold)
             self._member.tell(**{"placed_word" if sure else "passed_word": save.number})
 
         self._inbox.put(act)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PREDECESSOR_LIMIT_S = 60.0
 """How long an earlier agent's guard may take to end what it guards."""
 KILL_LIMIT_S = 30.0
+HOLD_LIMIT_S = 60.0
+"""How long a process waits at the step that its gang has named to leave after."""
 LEAVE_SHARE = 0.7
 """Part of the grace period in which a training process that listens may leave by itself, before SIGTERM."""
 SIGKILL = 9
@@ -327,14 +329,16 @@ class Launcher:
             self._asked = (due.save_at, now_s)
         return due.save_at
 
-    def save_at(self, step: int) -> bool:
+    def save_at(self, step: int, *, hold: bool = False) -> bool:
         """Asks for a save at `step`. True: the process will surely make it there, should it come so far; it had not
-        reached that step when the word could be read, and reads it at every step.
+        reached that step when the word could be read, and reads it at every step. `hold`: it goes no further until the
+        next word.
         """
         if self._page is None or not self.said_hello or not self.running:
             return False
         self._asked = (step, time.monotonic())
-        self._page.put_word(save_at=step, stop=self._leaving.is_set())
+        until_ns = time.monotonic_ns() + int(HOLD_LIMIT_S * 1e9)
+        self._page.put_word(save_at=step, stop=self._leaving.is_set(), deadline_ns=until_ns, hold=hold)
         return self.progress().step < step
 
     def save_soon(self) -> None:
@@ -356,7 +360,7 @@ class Launcher:
     def on_hello(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:
         asked_by = self._generation
         try:
-            found = self._keeper.prepared()
+            found = self._keeper.fitted(self._keeper.prepared(), hello.get("places"))
         except InterruptedError as error:
             raise SessionRefusedError(str(error)) from error  # a stop: nothing is wrong with the job
         except (CheckpointError, StorageRefused) as error:

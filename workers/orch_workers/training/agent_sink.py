@@ -7,7 +7,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from typing import Any
+import time
+from typing import Any, Sequence
 
 from .connection import Connection
 from .errors import AgentLostError, RefusedError
@@ -16,10 +17,23 @@ from .protocol import PROTOCOL_VERSION
 from .sink import Grant, RestorePoint, Rules, Sink
 from .slots import Slot, parse_generation
 
+HELD_LOOK_S = 0.001
+"""How often a process that is held looks for the next word."""
+
 
 class AgentSink(Sink):
-    def __init__(self, socket_path: str, frameworks: dict[str, str], *, restore: bool) -> None:
-        """Raises RefusedError with the agent's sentence, AgentLostError when there is none."""
+    def __init__(
+        self,
+        socket_path: str,
+        frameworks: dict[str, str],
+        *,
+        restore: bool,
+        places: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Raises RefusedError with the agent's sentence, AgentLostError when there is none.
+
+        `places`: what this rank holds of divided tensors (sharded.py).
+        """
         self._connection = Connection(socket_path)
         welcome = self._connection.request(
             {
@@ -29,6 +43,7 @@ class AgentSink(Sink):
                 "python": platform.python_version(),
                 "frameworks": frameworks,
                 "restore": restore,
+                **({"places": list(places)} if places else {}),
             }
         )
         if welcome["type"] == "refused":
@@ -65,6 +80,14 @@ class AgentSink(Sink):
 
     def word(self) -> Word:
         return self._page.read_word()
+
+    def is_let_go_to_leave(self, step: int) -> bool:
+        page = self._page
+        word = page.read_word()
+        while word.hold and step >= word.save_at and time.monotonic_ns() < word.deadline_ns:
+            time.sleep(HELD_LOOK_S)
+            word = page.read_word()
+        return word.stop and step >= word.save_at
 
     def grant(self, size_bytes: int, step: int, reason: str, *, wait: bool) -> Grant | None:
         answer = self._connection.request(

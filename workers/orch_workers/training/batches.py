@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 from . import rng
+from .dividing import Division
 from .errors import TrainingError
 from .indexed import indexed_batches
 from .loader import (
@@ -43,6 +44,8 @@ class Batches:
         self.random_now: dict[str, Any] | None = None
         """The random states of the checkpoint, until the first stream that was open in it has been resumed.
         """
+        self.moved = False
+        """Other ranks have saved what is gone on with."""
         self._position = position
         self._adapters = adapters
         self._say = say
@@ -89,6 +92,8 @@ class Batches:
                     self._settle()
         finally:
             self._position.end(stream)
+            if stream.division is not None:
+                stream.division.end()
 
     def as_loader(self, loader: Any) -> Any:
         """What stands in for `loader`: a tf.data.Dataset is read through an object that can tell where it is."""
@@ -141,7 +146,9 @@ class Batches:
                 self._problems(rng.restore(stored["random"], adapters))
             self._problems(set_generator_states(loader, stored["generators"], adapters))
         stream = Stream(loader, mode, rng.capture(adapters), generator_states(loader, adapters))
-        done_before = 0 if stored is None or stored["done"] else stored["batches"]
+        consumed = 0 if stored is None or stored["done"] else stored["batches"]
+        stream.division = self._division(loader, stored, consumed)
+        done_before = consumed - (0 if stream.division is None else stream.division.batches)
         if mode == "index":
             iterator = indexed_batches(loader, self.seed, self._position.epoch, done_before)
         elif done_before and keeps_own_state(loader):
@@ -156,8 +163,20 @@ class Batches:
             self._replay(iterator, done_before)
         self._position.begin(stream)
         if stored is not None and not stored["done"]:
-            stream.batches, stream.steps = done_before, stored["steps"]
+            stream.batches, stream.steps = consumed, stored["steps"]
         return stream, iterator
+
+    def _division(self, loader: Any, stored: dict[str, Any] | None, consumed: int) -> Division | None:
+        known = None if stored is None or not consumed else stored.get("division")
+        found = Division.of(loader, None if known is None else {**known, "consumed": consumed})
+        if self.moved and consumed and (known is None or found is None):
+            self._inexact(
+                "this pass over the data began on another number of ranks, and no DistributedSampler of torch's "
+                "divides it: samples may be seen twice or not at all"
+            )
+        if found is not None:
+            found.begin()
+        return found
 
     def _replay(self, iterator: Iterator[Any], count: int) -> None:
         started = said = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from .tensors import view_of
+from .tensors import torch_module, view_of
 
 if TYPE_CHECKING:
     from .slots import Slot
@@ -113,3 +113,13 @@ class DeviceCopies:
                 self._driver.wait(event)
         finally:
             self._alive.clear()
+
+
+def device_copies(known: DeviceCopies | None, slot: Slot, warn: Callable[[str], None]) -> DeviceCopies | None:
+    """For a process that uses CUDA: the slot is made known to it before anything is copied. `known`: as made before."""
+    torch = torch_module()
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    made = DeviceCopies(torch, warn) if known is None else known
+    made.prepare(slot)
+    return made

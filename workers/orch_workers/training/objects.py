@@ -46,6 +46,10 @@ class StateHandler:
     def restore(self, stored: Any) -> None:
         self.target.load_state_dict(stored)
 
+    def places(self) -> list[dict[str, Any]]:
+        """Of tensors that are divided over the ranks, which piece this one holds (sharded.py)."""
+        return []
+
     def why_inexact(self) -> list[str]:
         """Reasons, as sentences, why this argument cannot be put back exactly."""
         return []

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from .objects import StateHandler
-from .sharded import is_sharded, like
+from .sharded import is_sharded, like, places_of
 
 _LISTED_MAX = 5
 
@@ -25,6 +25,11 @@ class OptimizerHandler(StateHandler):
         super().__init__(name, target)
         self.modules = modules
         self._loose = loose
+
+    def places(self) -> list[dict[str, Any]]:
+        named = zip(self.group_names(), self.target.param_groups)
+        held = {name: value for names, group in named for name, value in zip(names, group["params"])}
+        return places_of(held, f"{self.name}.state")
 
     def capture(self) -> dict[str, Any]:
         found: dict[str, Any] = dict(self.target.state_dict())

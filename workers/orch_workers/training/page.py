@@ -17,6 +17,8 @@ index  meaning                                      written by
 34     save at this step (0: no request)
 35     stop (0 or 1)
 36     deadline, CLOCK_MONOTONIC nanoseconds (0: none)
+37     hold (0 or 1): after the save at that step, wait for
+       the next word, until the deadline
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Word(NamedTuple):
     save_at: int
     stop: bool
     deadline_ns: int
+    hold: bool = False
 
 
 class Page:
@@ -107,7 +110,9 @@ class Page:
         for _ in range(_SPINS_MAX):
             before = words[_W]
             if before % 2 == 0:
-                found = Word(words[_W + 1], words[_W + 2], bool(words[_W + 3]), words[_W + 4])
+                found = Word(
+                    words[_W + 1], words[_W + 2], bool(words[_W + 3]), words[_W + 4], bool(words[_W + 5])
+                )
                 if words[_W] == before:
                     self._word = found
                     break
@@ -115,7 +120,7 @@ class Page:
 
     # agent
 
-    def put_word(self, *, save_at: int, stop: bool, deadline_ns: int = 0) -> int:
+    def put_word(self, *, save_at: int, stop: bool, deadline_ns: int = 0, hold: bool = False) -> int:
         """Writes a new word and returns its number."""
         words = self.words
         words[_W] += 1
@@ -124,6 +129,7 @@ class Page:
         words[_W + 2] = save_at
         words[_W + 3] = int(stop)
         words[_W + 4] = deadline_ns
+        words[_W + 5] = int(hold)
         words[_W] += 1
         return number
 

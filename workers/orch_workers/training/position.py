@@ -9,7 +9,10 @@ iteration's, replays what was consumed; and last the checkpoint's own, with whic
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from .dividing import Division
 
 
 class Stream:
@@ -24,6 +27,8 @@ class Stream:
         self.steps = 0
         self.steps_of_batch = 0
         self.done = False
+        self.division: Division | None = None
+        """How its samples are divided over the ranks, where that is known."""
 
 
 class Position:
@@ -45,6 +50,12 @@ class Position:
         self.random_at_epoch = stored["random"]
         self._stored = stored["streams"]
 
+    def forget_random(self, random: dict[str, Any]) -> None:
+        """What is stored is another rank's: this one goes on from `random` everywhere."""
+        if self.random_at_epoch is not None:
+            self.random_at_epoch = random
+        self._stored = [{**stream, "random": stream["random"] and random} for stream in self._stored]
+
     def to_tree(self, state_of: Callable[[Stream], dict[str, Any]]) -> dict[str, Any]:
         """`state_of` adds what only the loader's own objects can tell about an open stream."""
         streams = [
@@ -53,6 +64,7 @@ class Position:
                 "batches": stream.batches,
                 "steps": stream.steps,
                 "done": stream.done,
+                "division": None if stream.division is None else stream.division.to_tree(),
                 "random": None if stream.done and stream.steps else stream.random_at_start,
                 "generators": {} if stream.done and stream.steps else stream.generators_at_start,
                 **({} if stream.done else state_of(stream)),

@@ -6,7 +6,7 @@ The training process asks, the agent answers each request with exactly one line,
 ======================================================================  ===================================
 training process → agent                                                answer
 ======================================================================  ===================================
-``hello {protocol, pid, python, frameworks, restore}``                  ``welcome`` or ``refused``
+``hello {protocol, pid, python, frameworks, restore, places}``          ``welcome`` or ``refused``
 ``restored {step, source, seconds_s}`` (no reply)
 ``mismatch {message}`` (no reply): this state can never be loaded
 ``save {size_bytes, step, reason, wait}``                               ``slot {index, path}`` or ``busy``
@@ -18,7 +18,9 @@ training process → agent                                                answer
 ======================================================================  ===================================
 
 The word before the braces is the message's ``type``. hello's restore is false when the script starts from nothing
-although there may be a checkpoint; ``restored`` then has step 0 and source ``none``, as when there was none.
+although there may be a checkpoint; ``restored`` then has step 0 and source ``none``, as when there was none. Its
+places (optional) say which piece of each tensor this rank holds that is divided over the ranks: the name of the
+``entry`` (or of what its entries are below), ``global_shape``, ``offsets``, ``shape``.
 A metric that is not finite is the string ``nan``, ``inf`` or ``-inf``, as JSON has no such numbers.
 
 ``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last, snapshots}``;
@@ -41,5 +43,5 @@ EXIT_LEFT = 75
 IN_MEMORY = "snapshot"
 """Reason of a save that is kept in memory alone, unless the process dies before there is a newer one."""
 
-LINE_BYTES_MAX = 4 << 20
+LINE_BYTES_MAX = 16 << 20
 """Longest line either side accepts."""

@@ -13,7 +13,7 @@ from .errors import UnsupportedStateError
 from .loading import load_tensors, loads_as_torch_does
 from .objects import GeneratorHandler, StateHandler, compare_arrays
 from .optimizers import OptimizerHandler
-from .sharded import is_sharded, local_of, locals_of, place_of
+from .sharded import is_sharded, local_of, locals_of, may_be_sharded, place_of, places_of
 from .tensors import bytes_of, is_plain, torch_module, view_of
 from .tree import TAG, Codec, Fill, Leaf
 from .watching import ModuleWatch, OptimizerWatch, TensorWatch, UnwatchableError, Watch
@@ -170,6 +170,9 @@ class ModuleHandler(StateHandler):
     kind = "module"
     order = 0
 
+    def places(self) -> list[dict[str, Any]]:
+        return places_of(self.target.state_dict(), self.name) if may_be_sharded() else []
+
     def problems(self, stored: Any) -> list[str]:
         return compare_arrays(self.name, stored, locals_of(self.target.state_dict()))
 
@@ -189,6 +192,9 @@ class TensorHandler(StateHandler):
 
     kind = "tensor"
     order = 0
+
+    def places(self) -> list[dict[str, Any]]:
+        return places_of({"": self.target}, self.name)
 
     def capture(self) -> Any:
         return self.target.detach()
@@ -283,6 +289,11 @@ class TorchAdapter:
 
     def seed_host(self, seed: int) -> None:
         self._torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the devices too
+
+    def seed_devices(self, seed: int) -> None:
+        torch = self._torch
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
 
     def draw_seed_host(self) -> int:
         return int(self._torch.randint(0, 1 << 62, ()).item())

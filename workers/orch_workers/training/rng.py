@@ -90,6 +90,13 @@ def seed_host(seed: int, adapters: Sequence[Any]) -> None:
         adapter.seed_host(seed)
 
 
+def seed_all(seed: int, adapters: Sequence[Any]) -> None:
+    """Seeds the global generators of this process and of its devices."""
+    seed_host(seed, adapters)
+    for adapter in adapters:
+        adapter.seed_devices(seed)
+
+
 def generator_handlers(root: Any, adapters: Sequence[Any]) -> dict[str, GeneratorHandler]:
     """The random generators that a loader holds (its own, its sampler's, its dataset's, a transform's), by
     path.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
-from . import rng
+from . import moved, rng
 from .batches import Batches
-from .devices import DeviceCopies
+from .devices import DeviceCopies, device_copies
 from .errors import MismatchError, TrainingError
 from .forks import forget_in_children
 from .loader import why_inexact
@@ -17,14 +17,12 @@ from .planning import Planner
 from .position import Position
 from .protocol import EXIT_LEFT, IN_MEMORY
 from .snapshot import write
-from .tensors import torch_module
 from .tf_graph import tensorflow_module
 
 if TYPE_CHECKING:
     from .objects import StateHandler
     from .page import Word
     from .sink import Sink
-    from .slots import Slot
     from .snapshot import Adapters, Stored
 
 
@@ -67,7 +65,7 @@ class Run:
         self._handled_word = 0
         self._pending: str | None = None
         self._wanted = False
-        self._leaving = False
+        self._leaving = self._held = False
         self._told_to_stop = False
         self._exit_left = EXIT_LEFT
         self._first_epoch = True
@@ -141,6 +139,7 @@ class Run:
         if count - 1 == self.restored_step:
             self._look_after_first_step()
         self._leaving = self._told_to_stop or (word.stop and count >= word.save_at)
+        self._held = word.hold and count >= word.save_at
         report = self._metrics.due()
         if report is not None:
             self._sink.metrics(*report)
@@ -231,6 +230,8 @@ class Run:
         reason, self._pending = self._pending, None
         if reason is not None:
             self._save(reason, wait=reason in ("asked", "demand"))
+        if self._held:
+            self._held, self._leaving = False, self._leaving or self._sink.is_let_go_to_leave(self.step_count)
         if self._leaving:
             self._leave()
 
@@ -249,8 +250,8 @@ class Run:
             self.skipped_saves += 1
             return False
         try:
-            devices = self._device_copies(grant.slot)
-            write(snapshot, grant.slot, self._sink.generation, self.step_count, devices)
+            self._devices = device_copies(self._devices, grant.slot, self._warn)
+            write(snapshot, grant.slot, self._sink.generation, self.step_count, self._devices)
         except BaseException as error:
             self._sink.save_failed(grant, f"{type(error).__name__}: {error}")
             raise
@@ -279,16 +280,6 @@ class Run:
                 "datasets": self._batches.datasets.to_tree(),
             }
         }
-
-    def _device_copies(self, slot: Slot) -> DeviceCopies | None:
-        """For a process that uses CUDA: the slot is made known to it before anything is copied."""
-        torch = torch_module()
-        if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-            return None
-        if self._devices is None:
-            self._devices = DeviceCopies(torch, lambda message: self.note("warning", message))
-        self._devices.prepare(slot)
-        return self._devices
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -338,6 +329,8 @@ class Run:
         self._batches.datasets.load(stored.part("~orch", "datasets"))
         self._position.load(stored.part("~orch", "position"))
         self.step_count = self.restored_step = self._saved_step = stored.step
+        if stored.meta.get("moved"):
+            self._inexact(moved.settle(stored.meta["moved"], self._position, self._batches, self._adapters))
 
     def _look_after_first_step(self) -> None:
         """By now what a step needs exists: what was restored and has found no object is said."""
@@ -430,6 +423,9 @@ class Run:
         self._inexact(
             "run.step was called outside run.batches; a restart within an epoch repeats the epoch's data"
         )
+
+    def _warn(self, message: str) -> None:
+        self.note("warning", message)
 
     def note(self, level: str, message: str) -> None:
         self._say(message)

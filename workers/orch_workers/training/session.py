@@ -86,7 +86,7 @@ def begin(objects: dict[str, Any], options: Options) -> Run:
     handlers = _handlers(objects, adapters, values)
     for handler in handlers:
         handler.strict = options.strict
-    sink = _sink(options, adapters)
+    sink = _sink(options, adapters, handlers)
     run = Run(sink, handlers, values, adapters, skip=options.skip, seed=_seed(options), say=say)
     try:
         _restore(run, sink, adapters)
@@ -120,10 +120,11 @@ def _handlers(objects: dict[str, Any], adapters: Adapters, values: dict[str, Any
     return handlers
 
 
-def _sink(options: Options, adapters: Adapters) -> Sink:
+def _sink(options: Options, adapters: Adapters, handlers: list[StateHandler]) -> Sink:
     socket_path = os.environ.get(ENV_SOCKET)
     if socket_path:
-        return AgentSink(socket_path, adapters.frameworks(), restore=options.restore)
+        places = [place for handler in handlers for place in handler.places()]
+        return AgentSink(socket_path, adapters.frameworks(), restore=options.restore, places=places)
     from .local import local_sink
 
     return local_sink(options.local_folder, options.local_every_s, restore=options.restore, say=say)

@@ -10,6 +10,11 @@ from typing import Any
 from .errors import UnsupportedStateError
 
 
+def may_be_sharded() -> bool:
+    """Whether this script has what makes divided tensors."""
+    return "torch.distributed.tensor" in sys.modules
+
+
 def is_sharded(value: Any) -> bool:
     """Whether it is a DTensor. Never imports what makes them: a script that has none pays nothing."""
     module = sys.modules.get("torch.distributed.tensor")
@@ -41,6 +46,20 @@ def place_of(value: Any, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         value.shape, value.device_mesh, value.placements
     )
     return tuple(value.shape), tuple(offsets)
+
+
+def places_of(values: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
+    """What this rank holds of those that are divided, as it is told to the agent; by the names of their entries."""
+    found = []
+    for name, value in values.items():
+        if is_sharded(value):
+            path = f"{prefix}.{name}" if name else prefix
+            whole, offsets = place_of(value, path)
+            shape = list(local_of(value).shape)
+            found.append(
+                {"entry": path, "global_shape": list(whole), "offsets": list(offsets), "shape": shape}
+            )
+    return found
 
 
 def like(live: Any, piece: Any) -> Any:

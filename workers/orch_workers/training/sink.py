@@ -56,6 +56,12 @@ class Sink(ABC):
     @abstractmethod
     def word(self) -> Word: ...
 
+    def is_let_go_to_leave(self, step: int) -> bool:
+        """Waits, when the word says that nobody goes further than this `step` for now, for the next word; whether that
+        is to leave.
+        """
+        return False
+
     @abstractmethod
     def grant(self, size_bytes: int, step: int, reason: str, *, wait: bool) -> Grant | None:
         """A slot of at least `size_bytes`; None when both are busy (with `wait`, only if none came free in

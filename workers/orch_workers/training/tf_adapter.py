@@ -88,6 +88,9 @@ class TensorFlowAdapter:
     def seed_host(self, seed: int) -> None:
         """See `capture_random_host`."""
 
+    def seed_devices(self, seed: int) -> None:
+        """See `capture_random_host`."""
+
     def draw_seed_host(self) -> int:
         return 0
 
