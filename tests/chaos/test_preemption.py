@@ -1,4 +1,4 @@
-"""Places that go away with notice: by a person, by SIGTERM, by Ray's drain and by a cloud, on real machines of Ray."""
+"""Places that are given up on request, at every moment. Machines that go away with notice: test_nodes.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.chaos
-
-CPUS = 64
-"""Of a machine that is added: a job that asks for half of it fits nowhere else, and on each of them once."""
-ELSEWHERE = f"--set=resources.cpus={CPUS // 2}"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,10 @@ def test_on_request_nothing_is_lost(server: Server, undisturbed: bytes, rng: ran
     said = server.cli("preempt", victim.id, "--grace", "20s").stdout
     assert victim.id in said
     detail = assert_nothing_lost(victim, undisturbed, attempts=2)
-    assert "asked for with `orch preempt`" in starts(detail)[1]["cause"]
+    again = starts(detail)[1]
+    assert "asked for with `orch preempt`" in again["cause"]
+    assert again["charged_to"] == "preemptions"
+    assert again["seen"] == "its worker left with exit code 75: asked for with `orch preempt`"
     story = server.cli("events", victim.id).stdout
     assert "notice to rank 0 by orch" in story
     assert [event["node_id"] for event in victim.events("PreemptionNoticed")] == [""]
