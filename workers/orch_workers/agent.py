@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orch_policies.lease import Answer, Verdict
+from orch_workers.actor_names import CONTROLLER_NAME, NAMESPACE, agent_name, agents_among
 from orch_workers.config import WorkerConfig
 from orch_workers.contact import ContactWatch
 from orch_workers.errors import SecretsUnavailableError
@@ -24,8 +25,6 @@ from orch_workers.shared import assert_shared
 from orch_workers.sweep import sweep_job
 from orch_workers.worker import Worker
 
-CONTROLLER = ("controller", "orch")
-"""Name and namespace of the actor that has the secrets."""
 SECRETS_CALL_LIMIT_S = 10.0
 SECRETS_RETRY_S = 0.5
 OVER_CALL_LIMIT_S = 10.0
@@ -174,7 +173,7 @@ class Agent:
 
         def over(jobs: list[str]) -> list[str]:
             try:
-                controller = ray.get_actor(*CONTROLLER)
+                controller = ray.get_actor(CONTROLLER_NAME, NAMESPACE)
                 found: list[str] = ray.get(controller.over.remote(jobs), timeout=OVER_CALL_LIMIT_S)
             except (ValueError, exceptions.RayError):
                 return []  # the controller is away: the next agent asks again
@@ -199,7 +198,7 @@ class Agent:
 
         while not self._worker.stopping.is_set():
             try:
-                controller = ray.get_actor(*CONTROLLER)
+                controller = ray.get_actor(CONTROLLER_NAME, NAMESPACE)
                 found: Any = ray.get(
                     controller.secrets.remote(self._config.job_id), timeout=SECRETS_CALL_LIMIT_S
                 )
@@ -286,15 +285,11 @@ class _Peers:
         """Of the agents that bear this rank's name the newest. ValueError: there is none."""
         import ray
 
-        attempts = []
         named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-        for entry in named:
-            parts = entry["name"].split("/")
-            if entry["namespace"] == CONTROLLER[1] and parts[:2] == ["agent", self._job_id]:
-                attempts += [int(parts[2])] if int(parts[3]) == rank else []
+        attempts = [found for job, found, at in agents_among(named) if (job, at) == (self._job_id, rank)]
         if not attempts:
             raise ValueError(f"no agent of rank {rank}")
-        return ray.get_actor(f"agent/{self._job_id}/{max(attempts):06d}/{rank}", CONTROLLER[1])
+        return ray.get_actor(agent_name(self._job_id, max(attempts), rank), NAMESPACE)
 
 
 def _give_up() -> None:

@@ -20,9 +20,8 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orch.model.errors import NoServer
+from orch_workers.actor_names import CONTROLLER_NAME, NAMESPACE, agent_name, agents_among
 
-NAMESPACE = "orch"
-CONTROLLER_NAME = "controller"
 CONTROLLER_CONCURRENCY = 8
 HEAD_RESOURCE = "node:__internal_head__"
 HEAD_SHARE = 0.001
@@ -67,10 +66,6 @@ class Fate:
 
 def gang_name(job_id: str, attempt: int) -> str:
     return f"gang/{job_id}/{attempt:06d}"
-
-
-def agent_name(job_id: str, attempt: int, rank: int) -> str:
-    return f"agent/{job_id}/{attempt:06d}/{rank}"
 
 
 class Cluster:
@@ -207,13 +202,8 @@ class Cluster:
 
     def agents(self) -> list[tuple[str, int, int]]:
         """(job, attempt, rank) of every agent that is alive."""
-        found = []
         named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-        for entry in named:
-            parts = entry["name"].split("/")
-            if entry["namespace"] == NAMESPACE and parts[0] == "agent":
-                found.append((parts[1], int(parts[2]), int(parts[3])))
-        return found
+        return agents_among(named)
 
     def kill_agent(self, job_id: str, attempt: int, rank: int) -> None:
         handle = self.find_agent(job_id, attempt, rank)
