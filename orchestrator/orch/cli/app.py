@@ -101,6 +101,13 @@ OptionalJob = Annotated[
         callback=_job_id,
     ),
 ]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option("--env", "-e", metavar="NAME=VALUE", help="Add a variable; NAME alone takes its value."),
+]
+FollowToTheEnd = Annotated[
+    bool, typer.Option("--follow", "-f", help="Show its log, and end with its exit code.")
+]
 Output = Annotated[Format, typer.Option("--output", "-o", help="For people or for programs.")]
 Cluster = Annotated[
     str | None,

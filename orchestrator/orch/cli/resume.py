@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from orch.cli import output
-from orch.cli.app import Cluster, Job, Output, verb
+from orch.cli.app import Cluster, FollowToTheEnd, Job, Output, Variables, verb
 from orch.cli.output import Format
 from orch.model.errors import WrongUse
 
@@ -40,19 +40,14 @@ def resume(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as restart.max_failures=10."),
     ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Add a variable; NAME alone takes its value."),
-    ] = None,
+    env: Variables = None,
     grace: Annotated[
         str,
         typer.Option(
             "--grace", metavar="DURATION", help="How long one that runs may take to save and leave."
         ),
     ] = "30s",
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show its log, and end with its exit code.")
-    ] = False,
+    follow: FollowToTheEnd = False,
     output_format: Output = Format.TABLE,
     cluster: Cluster = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orch.cli import output
-from orch.cli.app import INTERRUPTED, Cluster, Output, verb
+from orch.cli.app import INTERRUPTED, Cluster, FollowToTheEnd, Output, Variables, verb
 from orch.cli.output import Format
 from orch.model.errors import WrongUse
 
@@ -40,9 +40,7 @@ def submit(
         str, typer.Argument(metavar="FILE", help="The job file; - reads standard input.", show_default=False)
     ],
     *,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show its log, and end with its exit code.")
-    ] = False,
+    follow: FollowToTheEnd = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the job's id and nothing else.")
     ] = False,
@@ -56,10 +54,7 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as resources.gpus=1."),
     ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Add a variable; NAME alone takes its value."),
-    ] = None,
+    env: Variables = None,
     output_format: Output = Format.TABLE,
     cluster: Cluster = None,
 ) -> None:
