@@ -356,8 +356,12 @@ def test_the_systemd_unit_is_right(tmp_path):
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(path)
     assert unit["Service"]["ExecStart"].endswith("orch server run")
-    assert unit["Service"]["KillMode"] == "mixed", "agents must not get the SIGTERM before they were asked to save"
-    assert unit["Service"]["OOMPolicy"] == "continue", "a job that is out of memory must not take the server along"
+    assert unit["Service"]["KillMode"] == "mixed", (
+        "agents must not get the SIGTERM before they were asked to save"
+    )
+    assert unit["Service"]["OOMPolicy"] == "continue", (
+        "a job that is out of memory must not take the server along"
+    )
     verify = shutil.which("systemd-analyze")
     if verify:  # not on every machine; what it finds is found where it is
         done = subprocess.run(
