@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 
 from orch.model.units import parse_duration_s
 from support import (
+    estimators,
     gang_jobs,
     interrupting,
     killed_tensorflow,
@@ -31,6 +32,7 @@ from support import (
     soak_control,
     soak_mixed,
     some,
+    tf_workers,
 )
 from support.leftovers import assert_nothing_left
 from support.nodes import Pool
@@ -148,6 +150,8 @@ WITHOUT_SERVER: dict[str, tuple[Callable[[random.Random, int], dict[str, Any]], 
     "head": (soak_control.head, 10),
     "clock": (soak_control.clock, 20),
     "tensorflow": (killed_tensorflow.kills, 20),
+    "estimators": (estimators.estimators, 2),
+    "tensorflow-workers": (tf_workers.workers, 2),
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -40,6 +41,7 @@ OF_ORCH = {
     "PYTHONPATH",
     "PYTHONHASHSEED",
     "VIRTUAL_ENV",
+    "TF_CONFIG",
     "PYTHONUNBUFFERED",
     "GLIBC_TUNABLES",
 }
@@ -65,7 +67,13 @@ def build(**changes):
 
 def test_exactly_what_is_promised_and_nothing_of_rays():
     found = build(
-        rank=3, world_size=8, local_rank=1, local_world_size=2, master_addr="10.0.0.1", master_port=4000
+        rank=3,
+        world_size=8,
+        local_rank=1,
+        local_world_size=2,
+        master_addr="10.0.0.1",
+        master_port=4000,
+        peers=("10.0.0.1:20001", "10.0.0.2:20002"),
     )
     assert set(found) == OF_ORCH | OF_MACHINE
     assert {name: found[name] for name in OF_MACHINE - {"PATH"}} == {
@@ -74,6 +82,12 @@ def test_exactly_what_is_promised_and_nothing_of_rays():
     assert found["PATH"] == "/venv/bin:/usr/bin:/bin"
     assert found["VIRTUAL_ENV"] == "/venv"
     assert "VIRTUAL_ENV" not in build(interpreter=None)
+    assert json.loads(found["TF_CONFIG"]) == {
+        "cluster": {"worker": ["10.0.0.1:20001", "10.0.0.2:20002"]},
+        "task": {"type": "worker", "index": 3},
+    }
+    assert "TF_CONFIG" not in build()
+    assert build(peers=("a:1",), job_env={"TF_CONFIG": "{}"})["TF_CONFIG"] == "{}"
     assert found["PYTHONPATH"] == "/node/bundle"
     assert found["ORCH_JOB_ID"] == "digits-x7k2"
     assert found["ORCH_GENERATION"] == "000001.000002"

@@ -8,7 +8,16 @@ import pytest
 
 from orch_workers.gang import rendezvous
 from orch_workers.gang.member import first_report
-from orch_workers.gang.rendezvous import PORT_MAX, PORT_MIN, fresh_port, master_address, seats
+from orch_workers.gang.rendezvous import (
+    LANES,
+    PORT_MAX,
+    PORT_MIN,
+    fresh_port,
+    lane_of,
+    master_address,
+    peers,
+    seats,
+)
 from orch_workers.gang.words import Order, Place, Report
 
 
@@ -43,6 +52,7 @@ def test_they_meet_at_rank_0():
 
 def test_a_port_is_free_and_not_the_last_one(monkeypatch):
     monkeypatch.setattr(rendezvous, "PORT_MAX", PORT_MIN + 3)
+    monkeypatch.setattr(rendezvous, "LANES", 1)
     with socket.socket() as taken:
         taken.bind(("", PORT_MIN))
         taken.listen()
@@ -50,6 +60,18 @@ def test_a_port_is_free_and_not_the_last_one(monkeypatch):
     assert found == {PORT_MIN + 2}
     monkeypatch.undo()
     assert PORT_MIN <= fresh_port() < PORT_MAX
+
+
+def test_ranks_of_one_machine_never_find_the_same_port():
+    found = {rank: fresh_port(lane=lane_of(rank)) for rank in range(8)}
+    assert len({(port - PORT_MIN) % LANES for port in (*found.values(), fresh_port())}) == 9
+
+
+def test_every_rank_has_a_port_of_its_own_for_its_servers():
+    ports = {0: 20001, 1: 20002}
+    assert peers({0: place("a"), 1: place("a")}, ports) == ("127.0.0.1:20001", "127.0.0.1:20002")
+    assert peers({0: place("a"), 1: place("b")}, ports) == ("10.0.0.97:20001", "10.0.0.98:20002")
+    assert peers({0: place("a"), 1: place("b")}, {0: 20001, 1: 0}) == (), "an agent that names none"
 
 
 def test_no_port_is_an_error(monkeypatch):

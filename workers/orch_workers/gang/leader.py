@@ -22,7 +22,7 @@ from orch.model.generation import Generation
 from orch_policies.classification import Failure
 from orch_policies.gang import Ended, lead_steps, lost_a_peer, root_cause
 from orch_policies.restart import Decision
-from orch_workers.gang.rendezvous import master_address, seats
+from orch_workers.gang.rendezvous import master_address, peers, seats
 from orch_workers.gang.words import (
     FAILED,
     IDLE,
@@ -167,6 +167,7 @@ class Leader:
             master_addr=master_address(places),
             master_port=self._fresh_port(taken),
             seats=seats(places),
+            peers=peers(places, {rank: report.port for rank, report in present.items()}),
         )
         self._candidates, self._refused, self._save_tries = None, {}, None
         self._saves_wanted = max(report.wants_save for report in present.values())

@@ -19,12 +19,17 @@ PORT_MIN, PORT_MAX = 20_000, 32_000
 """Below the ports that Linux gives to outgoing connections (ip_local_port_range): between the look and the start of
 rank 0's process nobody gets it by chance."""
 PORT_TRIES_MAX = 200
+LANES = 97
+"""Ranks of one machine look among different ports: none takes what another has found free and has not opened yet."""
 
 
-def fresh_port(taken: int = 0) -> int:
-    """A port of this machine that nothing listens at, and not the one that was `taken` last. OSError: there is none."""
+def fresh_port(taken: int = 0, lane: int = 0) -> int:
+    """A port of this machine that nothing listens at, and not the one that was `taken` last. OSError: there is none.
+
+    Of two callers with different lanes none gets the other's.
+    """
     for _ in range(PORT_TRIES_MAX):
-        port = random.randrange(PORT_MIN, PORT_MAX)
+        port = random.randrange(PORT_MIN + lane, PORT_MAX, LANES)
         if port != taken and _is_free(port):
             return port
     raise OSError(f"no free port between {PORT_MIN} and {PORT_MAX} was found in {PORT_TRIES_MAX} tries")
@@ -54,6 +59,21 @@ def master_address(places: Mapping[int, Place]) -> str:
     if len({place.node for place in places.values()}) == 1:
         return LOOPBACK
     return places[0].address
+
+
+def lane_of(rank: int) -> int:
+    """For a rank's own port; the first lane is the meeting place's."""
+    return 1 + rank % (LANES - 1)
+
+
+def peers(places: Mapping[int, Place], ports: Mapping[int, int]) -> tuple[str, ...]:
+    """Where each rank's process may open a server, by rank; nothing where a rank has named no port."""
+    if not all(ports.values()):
+        return ()
+    alone = len({place.node for place in places.values()}) == 1
+    return tuple(
+        f"{LOOPBACK if alone else places[rank].address}:{port}" for rank, port in sorted(ports.items())
+    )
 
 
 def _is_one(devices: str | None) -> bool:

@@ -91,6 +91,8 @@ class Report:
     heard: int = 0
     """Number of the newest order that it acts by."""
     place: Place
+    port: int = 0
+    """One that is free on its machine, for its process in the next start; another one after every start."""
     phase: str
     generation: Generation
     """Newest whose process it started."""
@@ -152,6 +154,8 @@ class Start:
     master_port: int
     seats: tuple[Seat, ...]
     """By rank."""
+    peers: tuple[str, ...] = ()
+    """By rank: address and port for servers of the processes' own, as in TF_CONFIG."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import AGREE_SHARE, Leader
 from orch_workers.gang.leader_keeper import LeaderKeeper
 from orch_workers.gang.member import Member, first_report
-from orch_workers.gang.rendezvous import fresh_port
+from orch_workers.gang.rendezvous import fresh_port, lane_of
 from orch_workers.gang.sharing import KINDS, Sharing
 from orch_workers.gang.words import (
     FAILED,
@@ -84,7 +84,7 @@ class GangWorker(Worker):
         if config.rank == 0:
             self._leader = Leader(config.attempt, config.placed_by, config.world_size, self, fresh_port)
             self._member.lead(self._leader)
-        self._saves_wanted = 0
+        self._saves_wanted = self._port = 0
         self._step_time = StepTime()
         self._succeeded: Exit | None = None
         self._hang_step: int | None = None
@@ -143,6 +143,8 @@ class GangWorker(Worker):
         assert self._launcher is not None
         assert self._holdings is not None
         self._launcher.never_skips = True
+        self._port = self._fresh_port()
+        self._member.tell(port=self._port)
         self._member.ready(self._holdings)
 
     # member.Rank: called by the gang's thread
@@ -252,6 +254,7 @@ class GangWorker(Worker):
             "local_world_size": seat.local_world_size,
             "master_addr": start.master_addr,
             "master_port": start.master_port,
+            "peers": start.peers,
             "base": {} if seat.devices is None else {"CUDA_VISIBLE_DEVICES": seat.devices},
         }
         self._succeeded, self._hang_step, self._step_time = None, None, StepTime()
@@ -281,7 +284,11 @@ class GangWorker(Worker):
             self._succeeded = ended
         elif self._judge.condemned or not self._member.is_ended(self._generation):
             end = self._explained(ended, end)
-        self._member.tell(phase=IDLE, end=end, hang=None)
+        self._port = self._fresh_port()
+        self._member.tell(phase=IDLE, end=end, hang=None, port=self._port)
+
+    def _fresh_port(self) -> int:
+        return fresh_port(self._port, lane_of(self._config.rank))
 
     def _explained(self, ended: Exit, end: End) -> End:
         assert self._keeper is not None

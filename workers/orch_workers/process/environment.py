@@ -6,6 +6,7 @@ docs/environment.md is the table for users; a test holds it to this file.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pwd
 import socket as sockets
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from orch_workers.training.protocol import ENV_CHECKPOINT_DIR, ENV_GENERATION, ENV_JOB_ID, ENV_SOCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 KEPT = ("HOME", "USER", "LANG", "TZ", "LD_LIBRARY_PATH", "PATH", "CUDA_VISIBLE_DEVICES")
 """What is taken over from the machine."""
@@ -41,6 +42,7 @@ def build(
     local_world_size: int = 1,
     master_addr: str = LOOPBACK,
     master_port: int | None = None,
+    peers: Sequence[str] = (),
     gpus: float = 0,
     interpreter: Path | None = None,
 ) -> dict[str, str]:
@@ -48,8 +50,8 @@ def build(
 
     What orch sets about itself and the ranks wins over the job's secrets, these over its `env`, that over
     what the machine has. `interpreter` is the job's own, else ours. Without `master_port` a free one is
-    taken, which is right for a gang of one. Raises ValueError with the name, never the value, of what no
-    environment can hold.
+    taken, which is right for a gang of one. `peers`: where each rank may open a server, by rank. Raises ValueError
+    with the name, never the value, of what no environment can hold.
     """
     found = {name: base[name] for name in KEPT if name in base}
     _complete(found)
@@ -62,6 +64,8 @@ def build(
     found["PYTHONUNBUFFERED"] = "1"
     # Copies of a mebibyte and more go past the caches, as those of a snapshot should: 11 GB/s instead of 6.5.
     found["GLIBC_TUNABLES"] = "glibc.cpu.x86_non_temporal_threshold=0x100000"
+    if peers:
+        found["TF_CONFIG"] = tf_config(peers, rank)
     granted = found.pop("CUDA_VISIBLE_DEVICES", None)
     if gpus == 0:
         # Ray leaves every GPU visible to whoever was granted none.
@@ -89,6 +93,12 @@ def build(
     )
     _check(found)
     return found
+
+
+def tf_config(peers: Sequence[str], rank: int) -> str:
+    """TF_CONFIG, as tf.distribute.MultiWorkerMirroredStrategy reads it."""
+    task = {"type": "worker", "index": rank}
+    return json.dumps({"cluster": {"worker": list(peers)}, "task": task})
 
 
 def hash_seed(job_id: str) -> str:

@@ -39,7 +39,7 @@ PAUSE_S = 1.0
 """Before another one is made in place of one that died."""
 START_BYTES = 32 << 20
 """What an interpreter needs, as long as no standby of this job has been measured."""
-PER_START = frozenset({ENV_GENERATION, ENV_SOCKET, "MASTER_PORT"})
+PER_START = frozenset({ENV_GENERATION, ENV_SOCKET, "MASTER_PORT", "TF_CONFIG"})
 """What differs from one start to the next. A standby whose environment differs in more is not used."""
 NO_SOCKET = "/nonexistent/orch-standby"
 """The agent's socket for a process that has not taken over: should it ever run the script, that ends at once."""
