@@ -27,6 +27,7 @@ from orch_workers.gang.words import (
     Point,
     Proposal,
     Report,
+    Rollback,
     Save,
     Start,
 )
@@ -108,6 +109,9 @@ class Rank:
             self.member.tell(**{"placed_word" if sure else "passed_word": save.number})
 
         self.soon(act)
+
+    def roll_back(self, rollback: Rollback) -> None:
+        raise AssertionError("no loss was bad")
 
     def leave(self, leave: Leave) -> None:
         def act() -> None:

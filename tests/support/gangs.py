@@ -72,7 +72,7 @@ TOGETHER = textwrap.dedent(
             if asked or job.step == 1 or job.step % save_every == 0 or job.step == until:
                 job.save("asked" if asked else "steps")
             while new.hold and job.step >= new.save_at:
-                time.sleep(0.001)
+                os.sched_yield()
                 new = job.page.read_word()
             if new.stop and job.step >= new.save_at:
                 if not asked:

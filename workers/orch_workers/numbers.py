@@ -34,6 +34,17 @@ class Stretch(NamedTuple):
     reason: str
 
 
+def merged(stretches: Sequence[Stretch]) -> Stretch:
+    """Of several ranks, which see it at different steps: what is bad for one is bad for all."""
+    first = min(stretches, key=lambda stretch: stretch.bad_step)
+    return Stretch(
+        min(stretch.good_step for stretch in stretches),
+        first.bad_step,
+        max(stretch.until_step for stretch in stretches),
+        first.reason,
+    )
+
+
 def bad_losses(values: Mapping[str, Any]) -> dict[str, str]:
     """Metrics that are called loss (`loss`, `val_loss`) and are no number."""
     return {name: value for name, value in values.items() if _LOSS.search(name) and value in _BAD}

@@ -55,10 +55,19 @@ def mark(catalog: Catalog, stretch: Stretch, coming: Sequence[Snapshot]) -> list
         if point.step <= stretch.good_step:
             continue
         try:
-            metrics = catalog.manifest(point).metrics
+            metrics = _metrics_of(catalog, point)
         except Damaged:
             continue  # found again, and dealt with, when it is to be restored
-        if is_poisoned(stretch, point.step, metrics):
+        if any(is_poisoned(stretch, point.step, each) for each in metrics):
             catalog.quarantine(point, f"poisoned: {stretch.reason}")
             marked.append((point.generation, point.step))
     return marked
+
+
+def _metrics_of(catalog: Catalog, point: RestorePoint) -> list[Mapping[str, Any]]:
+    """Of every rank: the loss of one may have been a number where another's was none."""
+    manifest = catalog.manifest(point)
+    others = range(1, manifest.world_size)
+    found = [manifest.metrics]
+    found += [catalog.rank_manifest(point, manifest, rank).meta.get("metrics") for rank in others]
+    return [metrics or {} for metrics in found]

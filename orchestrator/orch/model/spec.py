@@ -24,7 +24,7 @@ from orch.model.problems import Problem, shown
 from orch.model.storage_url import check_storage_options, check_storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 __all__ = [
     "Backoff",
@@ -365,10 +365,10 @@ def unsupported(spec: JobSpec) -> list[Problem]:
     """
     return [
         Problem(f"{what} is not possible in this version of orch: {instead}", path=path)
-        for path, what, instead in _not_yet(spec)
+        for path, what, instead, asks in NOT_YET
+        if asks(spec)
     ]
 
 
-def _not_yet(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
-    if spec.resources.workers > 1 and spec.restart.on_nan == "rollback":
-        yield "restart.on_nan", "rolling back a job of more than one worker", "leave it at `stop`"
+NOT_YET: tuple[tuple[str, str, str, Callable[[JobSpec], bool]], ...] = ()
+"""Path in the job file, what cannot be done, what to do instead, and whether a job asks for it. Nothing at present."""

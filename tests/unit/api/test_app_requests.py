@@ -149,8 +149,10 @@ def test_submit_names_every_problem_at_once(api: Api) -> None:
     assert next(problem for problem in problems if problem["path"] == "checkpoint.evry")["near"] == "every"
 
 
-def test_submit_refuses_what_this_version_cannot_do(api: Api) -> None:
-    asked = SPEC | {"resources": {"workers": 2}, "restart": {"on_nan": "rollback"}}
+def test_submit_refuses_what_this_version_cannot_do(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = ("restart.on_nan", "rolling back", "leave it at `stop`", lambda job: job.restart.on_nan != "stop")
+    monkeypatch.setattr("orch.model.spec.NOT_YET", (rule,))
+    asked = SPEC | {"restart": {"on_nan": "rollback"}}
     status, code, message = api.error("POST", "/jobs", {"spec": asked})
     assert (status, code) == (400, "wrong_use")
     assert "rolling back" in message

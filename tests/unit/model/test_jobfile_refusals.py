@@ -234,13 +234,6 @@ ONE_PROBLEM = {
     "name with emoji": ("run: x\nname: 🦆\n", 2, "name", "no job name may have", "job"),
     "name of 300": ("run: x\nname: " + "n" * 300, 2, "name", "is 300 characters long", "n" * 57),
     "name a number": ("run: x\nname: 7\n", 2, "name", "is the number 7", '"7"'),
-    "several workers rolled back": (
-        "run: x\nresources: {workers: 2}\nrestart: {on_nan: rollback}\n",
-        3,
-        "restart.on_nan",
-        "in this version",
-        None,
-    ),
     "metrics without files": ("run: x\nmetrics: {loss: 'l=(.)'}\n", 2, "metrics", "is for scripts", None),
     "metric without a group": (
         "run: x\ncheckpoint: {files: [m]}\nmetrics:\n  loss: 'loss=.*'\n",

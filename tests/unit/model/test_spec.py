@@ -124,13 +124,18 @@ def test_the_name_is_that_of_the_folder_if_none_is_given():
     assert full().job_name == "digits"
 
 
-def test_what_this_version_cannot_do_is_said_and_nothing_else():
+NO_GANGS = ("resources.workers", "more than one worker", "ask for one", lambda job: job.resources.workers > 1)
+
+
+def test_what_this_version_cannot_do_is_said_and_nothing_else(monkeypatch):
     assert unsupported(JobSpec(run="x", restart={"hang": "off"})) == []
     assert unsupported(full()) == []
     together = JobSpec.model_validate(
         {"run": "x", "resources": {"workers": 2}, "restart": {"on_nan": "rollback"}}
     )
-    assert [problem.path for problem in unsupported(together)] == ["restart.on_nan"]
+    assert unsupported(together) == []
+    monkeypatch.setattr("orch.model.spec.NOT_YET", (NO_GANGS,))
+    assert [problem.path for problem in unsupported(together)] == ["resources.workers"]
     learned = JobSpec.model_validate(
         {"run": "x", "checkpoint": {"every": "auto"}, "restart": {"hang": "10m"}}
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orch.model.generation import Generation
+from orch_workers import poison
 from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
@@ -23,8 +24,9 @@ from orch_workers.checkpoint.errors import (
 from orch_workers.checkpoint.recutting import Place, is_divided_so, places_of, recut
 from orch_workers.checkpoint.staging import RESTORE_INDEX
 from orch_workers.gang.sharing import Sharing, Where
-from orch_workers.gang.words import Point, Report
+from orch_workers.gang.words import Point, Report, Rollback
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
+from orch_workers.numbers import Stretch
 from orch_workers.pacing import Pacing
 from orch_workers.prepared import Filled, Prepared
 from orch_workers.training.slots import Slot
@@ -51,6 +53,10 @@ def point_of(where: Where) -> Point:
     return Point(generation=Generation(*where[0]), step=where[1])
 
 
+def stretch_of(rollback: Rollback) -> Stretch:
+    return Stretch(rollback.good_step, rollback.bad_step, rollback.until_step, rollback.reason)
+
+
 class GangPacing(Pacing):
     """What ranks decide apart would not be the same step: `max_overhead` puts off saves by the clock only."""
 
@@ -69,6 +75,9 @@ class GangKeeper(Keeper):
         self._blocked: dict[Where, float | None] = {}
         self._settled = Generation(0, 0)
         self._newest_commit: Where | None = None
+        self._rolled_back: Rollback | None = None
+        self._left_behind: set[Where] = set()
+        """Snapshots that were taken in the stretch of a rollback."""
 
     # set-up
 
@@ -223,6 +232,25 @@ class GangKeeper(Keeper):
             self._prepared = made
         return made
 
+    def leave_behind(self, rollback: Rollback) -> None:
+        """What lies in memory of that stretch is forgotten, and what is on its way is not said to be in storage."""
+        stretch = stretch_of(rollback)
+        with self._lock:
+            bad = [snapshot for snapshot in self._staging.snapshots() if poison.in_memory(stretch, snapshot)]
+            self._filled = [filled for filled in self._filled if filled.snapshot not in bad]
+            self._staging.forget(bad)
+            self._left_behind |= {(snapshot.generation, snapshot.step) for snapshot in bad}
+            self._written = [where for where in self._written if not self._is_left_behind(where, rollback)]
+            self._rolled_back = rollback
+            self._committed_step = min(self._committed_step, stretch.bad_step - 1)
+
+    def _is_left_behind(self, where: Where, rollback: Rollback | None) -> bool:
+        if where in self._left_behind:
+            return True
+        return rollback is not None and (
+            where[0] < tuple_of(rollback.generation) and where[1] >= rollback.bad_step
+        )
+
     def _is_unwritten(self, snapshot: Snapshot) -> bool:
         where = (snapshot.generation, snapshot.step)
         coming = {(f.snapshot.generation, f.snapshot.step) for f in (*self._filled, self._writing) if f}
@@ -278,6 +306,8 @@ class GangKeeper(Keeper):
         finally:
             slot.close()
         with self._lock:
+            if self._is_left_behind(where, self._rolled_back):
+                return
             self._written = [*(known for known in self._written if known != where), where][-WRITTEN_MAX:]
             self._blocked[where] = filled.info.get("blocked_s")
             while len(self._blocked) > WRITTEN_MAX:

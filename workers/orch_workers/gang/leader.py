@@ -35,9 +35,11 @@ from orch_workers.gang.words import (
     Point,
     Proposal,
     Report,
+    Rollback,
     Save,
     Start,
 )
+from orch_workers.numbers import Stretch, merged
 
 SAVE_TRIES_MAX = 8
 """So many steps are named for one save, each further ahead, before it is given up until it is due again."""
@@ -89,7 +91,7 @@ class Leader:
         self._looked_everywhere = False
         self._proposals = self._saves = self._saves_asked = self._saves_wanted = 0
         self._save_tries: int | None = None
-        self._down_since = 0
+        self._down_since = self._rolled_back = 0
         self._hangs: dict[int, Mapping[str, Any]] = {}
         self._explain_until_s = 0.0
         self._leave_until_s: float | None = None
@@ -156,7 +158,9 @@ class Leader:
     # gather
 
     def _gather(self, present: Mapping[int, Report], now_s: float) -> None:
-        ready = len(present) == self._world_size and all(r.phase == IDLE for r in present.values())
+        ready = len(present) == self._world_size and all(
+            report.phase == IDLE and report.heard >= self._rolled_back for report in present.values()
+        )
         if not ready or now_s < self._not_before_s:
             return
         places = {rank: report.place for rank, report in present.items()}
@@ -308,6 +312,7 @@ class Leader:
         ]
         root = root_cause(found)
         end = ends[root.rank]
+        bad = [Stretch(**one.stretch) for one in ends.values() if one.stretch is not None]
         if root.rank in self._hangs and end.how != FAILED:
             end = replace(end, failure=self._hangs[root.rank])
         following = Generation(self._generation.attempt, self._generation.restart + 1)
@@ -316,6 +321,9 @@ class Leader:
             self.stage = "over"
             self._hands.fail(root.rank, end, decision.reason)
             return
+        if bad:
+            self._say(rollback=Rollback(generation=following, **merged(bad)._asdict()))
+            self._rolled_back = self.order.number
         self._not_before_s, self.stage = now_s + decision.delay_s, "gather"
         self._gather(present, now_s)
 

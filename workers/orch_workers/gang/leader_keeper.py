@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from orch.model.generation import Generation
 from orch_policies.gang import candidates
+from orch_workers import poison
 from orch_workers.checkpoint import reader, writer
 from orch_workers.checkpoint.catalog import RestorePoint
 from orch_workers.checkpoint.chain import Chain, tuple_of
 from orch_workers.checkpoint.errors import Damaged, NotFound, StorageUnavailable, Superseded
 from orch_workers.checkpoint.fencing import confirm
-from orch_workers.gang.keeper import GangKeeper, point_of, where_of
+from orch_workers.gang.keeper import GangKeeper, point_of, stretch_of, where_of
 from orch_workers.gang.leader import Candidate
 from orch_workers.gang.sharing import Where
-from orch_workers.gang.words import UP, Point, Report
+from orch_workers.gang.words import UP, Point, Report, Rollback
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
 from orch_workers.restoring import LISTS_MAX
 
@@ -31,6 +33,7 @@ class LeaderKeeper(GangKeeper):
         super().__init__(*arguments, **named)
         self._reports: dict[int, Report] = {}
         self._given_up: set[Where] = set()
+        self._to_mark: list[Rollback] = []
         self._commits = threading.Condition()
 
     def open(self) -> None:
@@ -67,6 +70,7 @@ class LeaderKeeper(GangKeeper):
     def _find(
         self, generation: Generation, reports: Mapping[int, Report], refused: set[Where]
     ) -> tuple[list[Candidate], bool]:
+        self._mark_what_is_bad()
         chain = self._newest_chain(reports)
         held = [{where_of(point) for point in report.holds} - refused for report in reports.values()]
 
@@ -86,6 +90,36 @@ class LeaderKeeper(GangKeeper):
             reader.assert_nothing_was_there(self.catalog, [], committed_before=self._committed_step > 0)
             return [Candidate(None, Chain.root(tuple_of(generation)).to_json())], True
         return self._as_candidates(found, chain, generation), True
+
+    def leave_behind(self, rollback: Rollback) -> None:
+        super().leave_behind(rollback)
+        with self._lock:
+            self._to_mark.append(rollback)
+
+    def mark_soon(self) -> None:
+        """Nothing is looked for any more that would mark it first."""
+        self._preparer.submit(self._mark_what_is_bad)
+
+    def _mark_what_is_bad(self) -> None:
+        """In storage, before anything is looked for there."""
+        with self._lock:
+            waiting = list(self._to_mark)
+        for rollback in waiting:
+            stretch = stretch_of(rollback)
+            marked = self._patiently(partial(poison.mark, self.catalog, stretch, []), None) or []
+            said = ", ".join(str(step) for _, step in marked)
+            self._note(
+                stretch.reason + (f"; the checkpoints of steps {said} are marked poisoned" if said else "")
+            )
+            with self._lock:
+                self._to_mark.remove(rollback)
+
+    def known_bad(self, bad_step: int) -> list[tuple[str, int]]:
+        """Of what this agent knows to be committed."""
+        with self._lock:
+            return [
+                (str(Generation(*place)), step) for place, step in sorted(self._committed) if step >= bad_step
+            ]
 
     def _newest_chain(self, reports: Mapping[int, Report]) -> Chain | None:
         """Of all that this machine, storage and the other ranks know. One that another rank knows and storage does
@@ -173,7 +207,7 @@ class LeaderKeeper(GangKeeper):
             return []
         parts = [{where_of(point) for point in report.written} for report in reports if report is not None]
         with self._lock:
-            done = self._committed | self._given_up
+            done = self._committed | self._given_up | self._left_behind
         return sorted(set.intersection(*parts) - done, key=lambda where: where[1], reverse=True)
 
     def _commit_point(self, where: Where) -> bool:

@@ -28,6 +28,7 @@ from orch_workers.gang.words import (
     Point,
     Proposal,
     Report,
+    Rollback,
     Save,
     Say,
     Start,
@@ -63,6 +64,9 @@ class Rank(Protocol):
 
     def begin(self, start: Start) -> None: ...
     def end(self, generation: Generation) -> None: ...
+    def roll_back(self, rollback: Rollback) -> None:
+        """When this returns, nothing of the stretch is among what this rank holds."""
+
     def save_at(self, save: Save) -> None: ...
     def leave(self, leave: Leave) -> None: ...
     def finish(self) -> None: ...
@@ -257,6 +261,8 @@ class Member:
             and self._is_new("start", order.start.generation)
         ):
             self._rank.begin(order.start)
+        if order.rollback is not None and self._is_new("rollback", order.rollback.generation):
+            self._rank.roll_back(order.rollback)
         if order.proposal is not None and self._is_new("proposal", order.proposal.number):
             self._propose(order.proposal, self._keeper)
         if order.proposal is not None and order.settled == order.proposal.number:

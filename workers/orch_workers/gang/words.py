@@ -66,6 +66,8 @@ class End:
     evidence: str = ""
     traceback: str | None = None
     error: str | None = None
+    stretch: Mapping[str, Any] | None = None
+    """Where its loss was no number (`orch_workers.numbers.Stretch` in JSON form)."""
 
     def classified(self) -> Failure:
         return Failure("process_exit") if self.failure is None else Failure.from_dict(dict(self.failure))
@@ -170,6 +172,17 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """What was saved in this stretch is never restored, and the data of its steps is left out by `generation`."""
+
+    generation: Generation
+    good_step: int
+    bad_step: int
+    until_step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Save:
     number: int
     step: int
@@ -196,6 +209,8 @@ class Order:
     end: Generation | None = None
     """Processes of this generation and of older ones are to be ended."""
     proposal: Proposal | None = None
+    rollback: Rollback | None = None
+    """The newest; nothing is started before every rank has done it."""
     settled: int = 0
     """The proposal that every rank can restore: processes may load it."""
     save: Save | None = None

@@ -17,6 +17,7 @@ from orch.model.generation import Generation
 from orch_policies.classification import advice, describe
 from orch_policies.gang import stragglers
 from orch_policies.restart import Decision
+from orch_workers.checkpoint.chain import tuple_of
 from orch_workers.checkpoint.errors import Superseded
 from orch_workers.config import WorkerConfig
 from orch_workers.ending import Homecoming
@@ -28,6 +29,7 @@ from orch_workers.gang.leader_keeper import LeaderKeeper
 from orch_workers.gang.member import Member, first_report
 from orch_workers.gang.rendezvous import fresh_port, lane_of
 from orch_workers.gang.sharing import KINDS, Sharing
+from orch_workers.gang.steptime import StepTime
 from orch_workers.gang.words import (
     FAILED,
     IDLE,
@@ -40,6 +42,7 @@ from orch_workers.gang.words import (
     Place,
     Point,
     Report,
+    Rollback,
     Save,
     Say,
     Start,
@@ -55,8 +58,6 @@ ALONE_SHARE = AGREE_SHARE + 0.1
 """Part of the time for leaving after which a rank that hears nothing from its leader leaves by itself."""
 SILENT_S = 60.0
 """So long after others have begun to train a rank that has not said hello is said to keep nothing."""
-RATE_SPAN_S = 2.0
-"""Over so long the time of a step is taken."""
 
 
 class GangWorker(Worker):
@@ -171,6 +172,12 @@ class GangWorker(Worker):
 
         self._inbox.put(act)
 
+    def roll_back(self, rollback: Rollback) -> None:
+        keeper, launcher = self._holdings, self._launcher
+        if isinstance(keeper, GangKeeper) and launcher is not None:
+            keeper.leave_behind(rollback)
+            launcher.leave_out = (tuple_of(rollback.generation), rollback.until_step)
+
     def save_at(self, save: Save) -> None:
         def act() -> None:
             sure = self._launcher is not None and self._launcher.save_at(save.step, hold=save.hold)
@@ -226,6 +233,7 @@ class GangWorker(Worker):
                 detect_s=max(0.0, (time.time_ns() // 1000 - end.at_us) / 1e6),
             ),
             traceback=end.traceback,
+            poisoned=self._known_bad(end),
         )
         decision = replace(decision, reason=f"rank {rank}: {decision.reason}")
         if decision.action != "fail":
@@ -233,7 +241,17 @@ class GangWorker(Worker):
             self._reports.add(restart_decided(following, failure, decision, end.step))
         return decision
 
+    def _known_bad(self, end: End) -> list[tuple[str, int]]:
+        keeper = self._holdings
+        if end.stretch is None or not isinstance(keeper, LeaderKeeper):
+            return []
+        return keeper.known_bad(end.stretch["bad_step"])
+
     def fail(self, rank: int, end: End, reason: str) -> None:
+        if end.stretch is not None and isinstance(self._holdings, LeaderKeeper):
+            following = Generation(end.generation.attempt, end.generation.restart + 1)
+            self._holdings.leave_behind(Rollback(generation=following, **end.stretch))
+            self._holdings.mark_soon()
         self._inbox.put(
             lambda: self._end("failed", reason, exit_code=end.code, traceback=end.error, step=end.step)
         )
@@ -296,6 +314,7 @@ class GangWorker(Worker):
             self._keeper.failed_at(ended.step if ended.known else None, ended.code, ended.signal)
         )
         found = self._judge.judge(ended.failure(self._fatal), self._log.redactor)
+        condemned_for_loss = found.failure.kind == "bad_numbers"
         return replace(
             end,
             how=FAILED,
@@ -306,6 +325,7 @@ class GangWorker(Worker):
             evidence=found.evidence,
             traceback=found.traceback,
             error=found.error,
+            stretch=self._losses.stretch._asdict() if condemned_for_loss and self._losses.stretch else None,
         )
 
     def _on_hang(self, hang: Hang) -> None:
@@ -431,19 +451,3 @@ class GangWorker(Worker):
             note=self.note,
             below=below,
         )
-
-
-class StepTime:
-    """How long a step takes, over the last RATE_SPAN_S and at least one step. For one thread; read by any."""
-
-    def __init__(self) -> None:
-        self.step_s: float | None = None
-        self._step, self._at_ns = 0, 0
-
-    def look(self, step: int, at_ns: int) -> None:
-        if not self._at_ns or step < self._step:
-            self._step, self._at_ns = step, at_ns
-        elif step > self._step and at_ns > self._at_ns:
-            self.step_s = (at_ns - self._at_ns) / 1e9 / (step - self._step)
-            if at_ns - self._at_ns > RATE_SPAN_S * 1e9:
-                self._step, self._at_ns = step, at_ns
