@@ -51,12 +51,27 @@ def own_server(config: str = "", *options: str, env: dict[str, str] | None = Non
     home = Path(tempfile.mkdtemp(prefix="orch-"))
     (home / "config.yaml").write_text(config)
     server = Server(home, env)
+    with _watched(home):
+        try:
+            server.start(*options)
+            yield server
+        finally:
+            server.put_away()
+            shutil.rmtree(home)
+
+
+@contextmanager
+def _watched(home: Path) -> Iterator[None]:
+    """Somebody else puts the server of `home` away if this process does not come to it."""
+    watcher = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("watcher.py"), str(os.getpid()), str(home)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
     try:
-        server.start(*options)
-        yield server
+        yield
     finally:
-        server.put_away()
-        shutil.rmtree(home)
+        watcher.kill()
+        watcher.wait()
 
 
 def leave_on_sigterm() -> None:
