@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.jobs import Gate, log_of, wait_output, write_job
 from support.server import Server
@@ -104,3 +105,77 @@ def test_a_running_job_goes_on_from_an_older_checkpoint(server: Server, tmp_path
     server.wait(job)
     assert "ends with ['a', 'a', 'a', 'c', 'c', 'd', 'd', 'd']" in log_of(server, job)
     assert server.job(job)["last_checkpoint"]["step"] == 8
+
+
+NEW = """
+import numpy
+import orch
+
+weights, more = numpy.zeros(4), numpy.full(2, 7.0)
+run = orch.training(weights=weights, more=more)
+print("begins with", weights.tolist(), more.tolist(), "at", run.step_count, flush=True)
+run.step(loss=1.0)
+"""
+
+
+def test_a_new_job_begins_with_the_weights_of_another(server: Server, tmp_path: Path) -> None:
+    old = submit(server, tmp_path / "old", STEPS="3")
+    server.wait(old)
+    folder = write_job(tmp_path / "new", "python train.py", {"train.py": NEW}, restart={"standby": False})
+    new = server.submit(folder, "--from", f"{old}@2", "--only", "weights")
+    done = server.wait(new)
+    assert "begins with [2.0, 2.0, 2.0, 2.0] [7.0, 7.0] at 0" in log_of(server, new)
+    (told,) = [one["data"] for one in server.events(new) if one["type"] == "WarmStarted"]
+    assert (told["source"], told["loaded"]) == (f"{old}@2", 1)
+    assert f"began with {old}@2: 1 tensors and arguments loaded, all that there was" in [
+        note["text"] for note in done["notes"]
+    ]
+    assert done["attempts"][0]["restarts"][0]["restored_step"] is None, "it has restored nothing of its own"
+
+
+def test_a_curve_begins_once_however_often_its_job_was_killed(server: Server, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    env = {"STEPS": "6", "WAITS_AT": "3", "GATE": str(gate.path), "RATE": "a"}
+    files, checkpoint = {"train.py": SCRIPT}, {"every": {"steps": 1000}}
+    job = server.submit(
+        write_job(tmp_path / "work", "python train.py", files, env=env, checkpoint=checkpoint)
+    )
+    wait_output(server, job, "waits")
+    server.kill_training(job)
+    assert server.wait(job)["restarts"] == 1
+    storage = server.home / "storage" / job / "tensorboard"
+    found = EventAccumulator(str(storage)).Reload().Scalars("loss")
+    steps = [one.step for one in found]
+    assert {1, 4} <= set(steps), "the first of each process; others as often as metrics are told"
+    assert steps == sorted(set(steps))
+    assert all(one.value == pytest.approx(1 / (one.step)) for one in found)
+
+
+EVAL = """
+import numpy
+import orch
+
+weights = numpy.zeros(4)
+run = orch.training(weights=weights)
+print("evaluates", run.step_count, flush=True)
+run.step(error=abs(weights.mean() - 2.0))
+"""
+
+
+def test_an_evaluation_begins_with_each_checkpoint_and_the_best_is_named(
+    server: Server, tmp_path: Path
+) -> None:
+    job = submit(server, tmp_path / "work", STEPS="3")
+    server.wait(job)
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "eval.py").write_text(EVAL)
+    plot = tmp_path / "curve.svg"
+    options = ("--run", "python eval.py", "--workdir", str(tmp_path / "eval"), "--plot", str(plot))
+    found = json.loads(server.cli("evaluate", job, *options, "--steps", "2,3", "-o", "json").stdout)
+    assert (found["metric"], found["best"]) == ("error", 2)
+    assert [(one["step"], one["metrics"]) for one in found["evaluations"]] == [
+        (2, {"error": 0.0}),
+        (3, {"error": 1.0}),
+    ]
+    assert "evaluates 2" in log_of(server, found["evaluations"][0]["job"])
+    assert plot.read_text().count("<circle") == 2

@@ -19,6 +19,7 @@ from orch.model.events import (
     Recovered,
     RestartDecided,
     Restored,
+    WarmStarted,
     WorkerEnded,
 )
 from orch.model.generation import Generation
@@ -194,6 +195,8 @@ class Agent:
             self.world.start_process(self.job, agent.process)
             agent.tell(ProcessStarted(generation=generation, rank=agent.rank))
         self.step, self.told_recovered, self.stalled_ms = step, False, 0
+        if point is None and self.world.chance(0.2):
+            self.tell(WarmStarted(generation=generation, source="other-x1@7", loaded=3))
         if point is not None:
             self.tell(Restored(generation=generation, step=step, source=source))
         self.world.after(STEP_MS, lambda: self._train(generation))

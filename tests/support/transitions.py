@@ -167,6 +167,7 @@ LIVES = {
 }
 
 NO_LIFE = {
+    "WarmStarted": "needs a second job, whose checkpoint this one begins with",
     "GangLost": "needs a gang that is taken away while its agents are there",
     "TurnLost": "needs a second job that goes first",
     "RaiseAttempt": "needs several ranks",

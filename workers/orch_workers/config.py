@@ -77,8 +77,17 @@ class WorkerConfig:
 
     resumed: int = 0
     """The first attempt after the last `orch resume`: an end that an earlier one left here is not this one's."""
+    stop: tuple[Any, ...] = ()
+    """Early stopping: metric, mode, patience; none: there is no such rule."""
+    start: Mapping[str, Any] = field(default_factory=dict)
+    """Another job's checkpoint to begin with: url, options, generation, step, only, maps, label."""
     branch: int = 0
     """The first attempt on the branch that was asked for; what memory holds of earlier ones may lie off it."""
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What a training process is told beside when to save."""
+        return {"snapshots": self.snapshot_every_steps, "stop": list(self.stop)}
 
     @property
     def trusted_from(self) -> int:
@@ -98,7 +107,9 @@ class WorkerConfig:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WorkerConfig:
-        tuples = {name: tuple(document.get(name, ())) for name in ("secret_names", "outputs", "files")}
+        tuples = {
+            name: tuple(document.get(name, ())) for name in ("secret_names", "outputs", "files", "stop")
+        }
         return cls(**{**document, **tuples})
 
     def placed(self, environment: Mapping[str, str]) -> Self:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orch.model.generation import Generation
 from orch_workers.checkpoint.staging import Snapshot
 
 
@@ -23,6 +24,16 @@ class Prepared:
     def of(cls, snapshot: Snapshot, source: str) -> Prepared:
         """`source`: "memory" or "storage"."""
         return cls(snapshot.path, source, snapshot.generation, snapshot.step, snapshot.index)
+
+    def told(self, skip: int) -> dict[str, Any]:
+        """For the welcome of a training process (training/protocol.py)."""
+        return {
+            "path": self.path,
+            "source": self.source,
+            "generation": str(Generation(*self.generation)),
+            "step": self.step,
+            "skip": skip,
+        }
 
 
 @dataclass(frozen=True)

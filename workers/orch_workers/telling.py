@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orch.model.generation import Generation
+from orch_workers.config import WorkerConfig
+from orch_workers.curves import Curves, Objects
 from orch_workers.process.sampling import Sampler
 from orch_workers.reports import Reports
 from orch_workers.training.page import Progress
@@ -27,10 +29,31 @@ class Telling:
         self._notes: list[str] = []
         self._metrics: dict[str, Any] = {}
         self._told_s, self._told_step, self._rate = 0.0, 0, 0.0
+        self._curves: Curves | None = None
 
-    def metrics(self, values: Mapping[str, Any]) -> None:
+    def draw_of(self, config: WorkerConfig, objects: Objects) -> None:
+        """Metrics go into the job's curves, too, from now on; those of rank 0, which speaks for all."""
+        if not config.rank:
+            config.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._curves = Curves(objects, config.job_id, config.paths.state)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         with self._lock:
             self._metrics.update(values)
+        if self._curves is not None:
+            self._curves.put(step, values)
+
+    def restored(self, generation: Generation, step: int) -> None:
+        if self._curves is not None:
+            self._curves.restored(generation, step)
+
+    def committed(self, step: int) -> None:
+        if self._curves is not None:
+            self._curves.committed(step)
+
+    def close(self) -> None:
+        if self._curves is not None:
+            self._curves.close()
 
     def note(self, message: str, generation: Generation, pids: Sequence[int]) -> None:
         with self._lock:

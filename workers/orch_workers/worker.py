@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orch.model.events import CheckpointCommitted, ProcessStarted, Restored, WorkerEnded
+from orch.model.events import CheckpointCommitted, Event, ProcessStarted, Restored, WorkerEnded
 from orch.model.generation import Generation
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
@@ -159,6 +159,7 @@ class Worker:
         self._launcher = Launcher(self._config, secrets, self, self._keeper)
         self._recovery.reached = self._launcher.prepare()
         self._keeper.attach(self._launcher)
+        self._telling.draw_of(self._config, self._keeper)
         self._keeper.open()
         restart, end, done = left_here(self._config, self._reports)
         self._generation = Generation(self._config.attempt, restart)
@@ -193,6 +194,7 @@ class Worker:
         self, step: int, generation: Generation, size_bytes: int, seconds_s: float, extra: dict[str, Any]
     ) -> None:
         self._ledger.committed(step)
+        self._telling.committed(step)
         blocked_s = extra.pop("blocked_s", None)
         event = CheckpointCommitted(
             generation=generation, step=step, size_bytes=size_bytes, seconds_s=seconds_s, blocked_s=blocked_s
@@ -223,20 +225,18 @@ class Worker:
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
         def act() -> None:
             self._recovery.restored(step)
+            self._telling.restored(self._generation, step)
             self._losses.restored(step)
             if source not in SOURCES or self._config.rank:
                 return  # of all ranks together the leader tells it
             self._reports.add(
-                Restored(
-                    generation=self._generation,
-                    step=step,
-                    source=source,
-                    rank=self._config.rank,
-                    seconds_s=seconds_s,
-                )
+                Restored(generation=self._generation, step=step, source=source, seconds_s=seconds_s)
             )
 
         self._inbox.put(act)
+
+    def on_event(self, event: Event) -> None:
+        self._inbox.put(lambda: self._reports.add(event))
 
     def on_mismatch(self, message: str) -> None:
         def act() -> None:
@@ -245,7 +245,7 @@ class Worker:
         self._inbox.put(act)
 
     def on_metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        self._telling.metrics(values)
+        self._telling.metrics(step, values)
         generation = self._generation
 
         def act() -> None:
@@ -384,6 +384,7 @@ class Worker:
         if self._launcher is not None:
             self._launcher.close()
         self._log.close()
+        self._telling.close()
         if self._keeper is not None:
             self._keeper.close()
         self._tell_progress()

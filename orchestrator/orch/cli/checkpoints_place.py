@@ -99,7 +99,7 @@ class Place:
         """What `keep` in the job file says; None where there is no job file."""
         from orch.control.configs import rules_of
 
-        return None if self.spec is None else rules_of(self.spec.checkpoint.keep)
+        return None if self.spec is None else rules_of(self.spec.checkpoint.keep, self.spec.stop)
 
     def point(self, address: Address) -> RestorePoint:
         from orch_workers.checkpoint.listing import find_point

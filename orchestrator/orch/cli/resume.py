@@ -66,7 +66,7 @@ def resume(
     with output.progress() as shown, connected_or_started(cluster, shown) as client:
         before = client.job(job)
         spec = changed_spec(before["spec"], set_values or (), variables)
-        plan = None if workdir is None else _plan(workdir, spec.ship)
+        plan = None if workdir is None else plan_of(workdir, spec.ship)
         code = ship(client, plan, shown)
         shown.show(f"resuming {job}")
         found = client.resume(
@@ -101,7 +101,7 @@ def _place(at: str | None) -> tuple[int | None, str | None]:
     return step, None if generation is None else generation_text(generation)
 
 
-def _plan(workdir: Path, ship: str) -> Any:
+def plan_of(workdir: Path, ship: str) -> Any:
     from orch.api.packing import plan
     from orch.model.problems import JobFileError
 

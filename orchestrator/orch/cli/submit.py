@@ -10,6 +10,7 @@ import typer
 from orch.cli import output
 from orch.cli.app import INTERRUPTED, Cluster, FollowToTheEnd, Output, Variables, verb
 from orch.cli.output import Format
+from orch.cli.starting import From, Map, Only, beginning_with
 from orch.model.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
         "orch submit job.yaml",
         "orch submit job.yaml --follow",
         "orch submit job.yaml --dry-run",
+        "orch submit finetune.yaml --from digits-x7k2m@1200 --only model --map 'head.*=old_head.*'",
         "orch submit job.yaml --set checkpoint.every.seconds=60 --env SEED=7 --name trial",
         "JOB=$(orch submit job.yaml --quiet) && orch wait $JOB",
         "generate-job | orch submit -",
@@ -55,6 +57,9 @@ def submit(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as resources.gpus=1."),
     ] = None,
     env: Variables = None,
+    begin_with: From = None,
+    only: Only = None,
+    maps: Map = None,
     output_format: Output = Format.TABLE,
     cluster: Cluster = None,
 ) -> None:
@@ -67,6 +72,7 @@ def submit(
     from orch.model.jobfile import env_options, load_job
 
     loaded = load_job(file, set_values or (), env=env_options(env or (), os.environ), name=name)
+    loaded = beginning_with(loaded, begin_with, only or (), maps or (), cluster)
     plan = plan_shipping(loaded)
     if dry_run:
         from orch.cli.dryrun import dry_run as show

@@ -9,7 +9,7 @@ from typing import Any
 from orch.control.rows import JobDetailRow
 from orch.model.commands import StartAgents
 from orch.model.lease import LEASE_S
-from orch.model.spec import Every, JobSpec, Keep
+from orch.model.spec import Every, JobSpec, Keep, StartFrom, Stop
 from orch.model.units import UNLIMITED
 from orch_policies.retention import Best, Rules
 from orch_workers.config import WorkerConfig
@@ -54,9 +54,9 @@ def storage_of(spec: JobSpec) -> tuple[str, dict[str, Any]]:
     return storage.url, dict(storage.options)
 
 
-def rules_of(keep: Keep) -> Rules:
-    """What `checkpoint.keep` asks for, as retention understands it."""
-    best = None
+def rules_of(keep: Keep, stop: Stop | None = None) -> Rules:
+    """What `checkpoint.keep` asks for, as retention understands it; with early stopping, the best one as well."""
+    best = None if stop is None else Best(stop.metric, stop.mode, 1)
     if keep.best is not None:
         best = Best(keep.best.metric, keep.best.mode, keep.best.count)
     return Rules(
@@ -66,6 +66,20 @@ def rules_of(keep: Keep) -> Rules:
         best=best,
         min_age_s=keep.min_age_s,
     )
+
+
+def start_of(start: StartFrom) -> dict[str, Any]:
+    """What an agent is told of the checkpoint that its job begins with."""
+    job = start.url.rstrip("/").rpartition("/")[2]
+    return {
+        "url": start.url,
+        "options": dict(start.options),
+        "generation": start.generation,
+        "step": start.step,
+        "only": list(start.only),
+        "maps": [list(pair) for pair in start.map.items()],
+        "label": f"{job}@{start.step}",
+    }
 
 
 def agent_config(
@@ -106,7 +120,8 @@ def agent_config(
         every_auto=every == "auto",
         max_overhead=spec.checkpoint.max_overhead,
         seen=seen,
-        keep=rules_of(spec.checkpoint.keep).to_dict(),
+        keep=rules_of(spec.checkpoint.keep, spec.stop).to_dict(),
+        stop=() if spec.stop is None else (spec.stop.metric, spec.stop.mode, spec.stop.patience),
         hang=spec.restart.hang,
         heeds_notices=spec.restart.preemption == "auto",
         standby=spec.restart.standby,
@@ -119,5 +134,6 @@ def agent_config(
         python={} if spec.python is None else spec.python.model_dump(mode="json"),
         policy=dict(command.policy),
         resumed=command.resumed or 0,
+        start={} if spec.start_from is None else start_of(spec.start_from),
         branch=0 if command.branch is None else command.branch.attempt,
     )

@@ -99,6 +99,7 @@ TRANSITIONS: Mapping[tuple[State, type[Event]], Transition] = _table(
     ((_V,),         ev.ProcessStarted,                 running.process_started,      (_V, _R)),
     ((_STOP,),      ev.ProcessStarted,                 running.process_started,      None),
     (_LIVE,         ev.Restored,                       running.restored,             None),
+    (_LIVE,         ev.WarmStarted,                    running.warm_started,         None),
     ((_S,),         (ev.Progressed, ev.Recovered),     running.progressed,           (_S, _R)),
     ((_R,),         (ev.Progressed, ev.Recovered),     running.progressed,           None),
     ((_V,),         (ev.Progressed, ev.Recovered),     running.progressed,           (_V, _R)),

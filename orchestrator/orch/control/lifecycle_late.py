@@ -7,7 +7,13 @@ from orch.model.states import ENDED, PLACED, AgentStatus, JobState, State
 
 _OF_AGENT = ev.AgentUp | ev.AgentLost | ev.PreemptionNoticed | ev.WorkerEnded
 _OF_PROCESS = (
-    ev.ProcessStarted | ev.Restored | ev.Recovered | ev.Progressed | ev.ProcessExited | ev.RestartDecided
+    ev.ProcessStarted
+    | ev.Restored
+    | ev.WarmStarted
+    | ev.Recovered
+    | ev.Progressed
+    | ev.ProcessExited
+    | ev.RestartDecided
 )
 
 
@@ -48,6 +54,7 @@ def _process(
     job: JobState,
     event: ev.ProcessStarted
     | ev.Restored
+    | ev.WarmStarted
     | ev.Recovered
     | ev.Progressed
     | ev.ProcessExited

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         RestartDecided,
         Restored,
         StopOverdue,
+        WarmStarted,
         WorkerEnded,
     )
 
@@ -84,6 +85,14 @@ def restored(job: JobState, event: Restored, _now_us: int) -> Step:
     if event.source == "storage":
         job = replace(job, checkpoint_step=event.step)
     return Step(job, (), f"restored step {event.step} from {event.source}")
+
+
+def warm_started(job: JobState, event: WarmStarted, _now_us: int) -> Step:
+    """With another job's weights: of its own there was nothing to restore."""
+    job = _at_generation(job, event.generation)
+    left = len(event.skipped) + len(event.missing) + len(event.reshaped)
+    rest = f", {left} not" if left else ""
+    return Step(job, (), f"began with {event.source}: {event.loaded} tensors and arguments loaded{rest}")
 
 
 def progressed(job: JobState, event: Progressed | Recovered, _now_us: int) -> Step:

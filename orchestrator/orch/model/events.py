@@ -164,6 +164,24 @@ class Restored:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WarmStarted:
+    """The training process, without a state of its own job, has begun with what fits of another job's checkpoint."""
+
+    generation: Generation
+    source: str
+    """Whose, for people."""
+    loaded: int
+    """How many tensors and arguments."""
+    skipped: tuple[str, ...] = ()
+    """In the checkpoint, and not loaded."""
+    missing: tuple[str, ...] = ()
+    """In the script, and not in the checkpoint."""
+    reshaped: tuple[str, ...] = ()
+    """In both, with shapes that differ."""
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recovered:
     """The first new step after a start: `step` done, `lost_steps` of the work before done twice."""
 
@@ -328,6 +346,7 @@ Event = (
     | WorkerEnded
     | ProcessStarted
     | Restored
+    | WarmStarted
     | Recovered
     | Progressed
     | ProcessExited

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    StringConstraints,
     ValidationInfo,
     field_validator,
 )
@@ -38,6 +39,8 @@ __all__ = [
     "PythonSpec",
     "Resources",
     "RestartSpec",
+    "StartFrom",
+    "Stop",
     "StorageSpec",
     "job_schema",
     "unsupported",
@@ -272,6 +275,54 @@ class RestartSpec(_Model):
     """A snapshot in memory after so many steps, between the checkpoints: less is lost when the process dies."""
 
 
+class Stop(_Model):
+    """Early stopping: the training is done when a metric has not become better for a while."""
+
+    metric: fields.Text
+    """The name given to run.step(name=…); each step that is given it is an evaluation."""
+    mode: Annotated[Literal["min", "max"], fields.choice("min", "max", meant=_MODES_MEANT)] = "min"
+    """Whether lower or higher is better."""
+    patience: Annotated[int, fields.whole(1, STEPS_MAX)] = 5
+    """After so many evaluations that were no better."""
+
+
+class StartFrom(_Model):
+    """Another job's checkpoint that this one begins with; `orch submit --from` sets it."""
+
+    url: fields.Text
+    """The other job's folder in storage: an absolute path, or a URL such as s3://bucket/prefix/digits-x7k2m."""
+    options: dict[str, JsonValue] = Field(default={}, max_length=OPTIONS_MAX)
+    """Options of the fsspec file system, such as endpoint_url."""
+    step: Annotated[int, fields.whole(0, STEPS_MAX)]
+    """Which checkpoint."""
+    generation: Annotated[str, StringConstraints(pattern=r"^[0-9]{6,9}[.][0-9]{6,9}$")]
+    """Whose: attempt and restart, such as 000001.000002."""
+    only: Annotated[tuple[fields.Text, ...], Field(strict=False, max_length=OPTIONS_MAX)] = ()
+    """Only these arguments of orch.training(…), without counters and random states; none: all that fits."""
+    map: dict[fields.Text, fields.Text] = Field(default={}, max_length=OPTIONS_MAX)
+    """Old names of tensors and new ones; one * on each side stands for the same."""
+
+    @field_validator("map")
+    @classmethod
+    def _one_wildcard(cls, value: dict[str, str]) -> dict[str, str]:
+        for old, new in value.items():
+            if old.count("*") > 1 or new.count("*") > old.count("*"):
+                fields.refuse(f"{old}={new} has too many *", allowed="old.*=new.*, with one * on each side")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _safe_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        fields.refuse_first(check_storage_options(value))
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _possible_url(cls, value: str) -> str:
+        fields.refuse_first(check_storage_url(value, unfenced=True))
+        return value
+
+
 class Drill(_Model):
     """What `orch drill` adds to its short form of a job; no job file needs it."""
 
@@ -313,6 +364,10 @@ class JobSpec(_Model):
     """How often what may go wrong."""
     priority: Annotated[int, fields.whole(-PRIORITY_MAX, PRIORITY_MAX)] = 0
     """Jobs with a higher priority are placed first."""
+    stop: Stop | None = None
+    """Early stopping; the best checkpoint by its metric is kept."""
+    start_from: StartFrom | None = None
+    """Another job's checkpoint to begin with."""
     drill: Drill | None = None
     """Set by `orch drill`."""
 
@@ -343,6 +398,17 @@ class JobSpec(_Model):
             fields.refuse(
                 "`on_nan: rollback` leaves out data, which orch does not hand to a script that keeps its own files",
                 allowed="on_nan: stop",
+            )
+        return value
+
+    @field_validator("stop", "start_from")
+    @classmethod
+    def _has_a_state(cls, value: Stop | StartFrom | None, info: ValidationInfo) -> Stop | StartFrom | None:
+        checkpoint = info.data.get("checkpoint")
+        if value is not None and checkpoint is not None and checkpoint.files:
+            fields.refuse(
+                "is for scripts that use `import orch`; this job's script keeps its own files",
+                allowed="nothing here, or a script with orch.training(…) and no `checkpoint.files`",
             )
         return value
 

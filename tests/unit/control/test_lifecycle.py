@@ -109,6 +109,7 @@ def some_of_every_event():
         *(ev.WorkerEnded(attempt=1, rank=0, outcome=outcome) for outcome in ev.OUTCOMES),
         *(ev.ProcessStarted(generation=g, rank=0) for g in (G11, G12)),
         ev.Restored(generation=G11, step=3, source="storage"),
+        ev.WarmStarted(generation=G11, source="other-x1@7", loaded=3, missing=("head.weight",)),
         ev.Recovered(generation=G11, step=4),
         ev.Progressed(generation=G12, step=4),
         ev.ProcessExited(generation=G11, rank=0, signal=9),

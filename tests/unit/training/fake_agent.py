@@ -34,6 +34,7 @@ class FakeAgent:
         self.busy = False
         self.restore = True
         self.skip = 0
+        self.start: dict | None = None
         self.generation = (1, 0)
         self._short = tempfile.mkdtemp(prefix="orch-", dir="/tmp")
         self.socket_path = f"{self._short}/agent.sock"
@@ -173,6 +174,7 @@ class FakeAgent:
                 "skip": self.skip,
             }
         return {
+            "start": None if point else self.start,
             "type": "welcome",
             "protocol": protocol.PROTOCOL_VERSION,
             "generation": format_generation(self.generation),

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from orch.model.events import Event
 from orch.model.generation import Generation
 from orch_policies import interval
+from orch_workers import starting
 from orch_workers.checkpoint.errors import CheckpointError, StorageRefused
 from orch_workers.config import WorkerConfig
 from orch_workers.drill import Drill
@@ -52,6 +54,7 @@ class Listener(Protocol):
     def on_finished(self) -> None: ...
     def on_exit(self, code: int | None, signal: int | None, at_ns: int) -> None: ...
     def on_unrestorable(self, message: str) -> None: ...
+    def on_event(self, event: Event) -> None: ...
     def note(self, message: str) -> None: ...
 
 
@@ -361,6 +364,7 @@ class Launcher:
         asked_by = self._generation
         try:
             found = self._keeper.fitted(self._keeper.prepared(), hello.get("places"))
+            start = None if found else self._begin_with(hello)
         except InterruptedError as error:
             raise SessionRefusedError(str(error)) from error  # a stop: nothing is wrong with the job
         except (CheckpointError, StorageRefused) as error:
@@ -370,21 +374,16 @@ class Launcher:
             raise SessionRefusedError(f"generation {asked_by} is over")
         self.said_hello = True
         self.phases.hello_ns = time.monotonic_ns()
-        restore = None
-        if found is not None:
-            generation = str(Generation(*found.generation))
-            restore = {
-                "path": found.path,
-                "source": found.source,
-                "generation": generation,
-                "step": found.step,
-                "skip": self._skip_after(found),
-            }
+        told = None if found is None else found.told(self._skip_after(found))
         return {
+            "start": start,
             "generation": str(self._generation),
-            "rules": {**self._keeper.pacing.every.rules(), "snapshots": self._config.snapshot_every_steps},
-            "restore": restore,
+            "rules": {**self._keeper.pacing.every.rules(), **self._config.rules},
+            "restore": told,
         }
+
+    def _begin_with(self, hello: Mapping[str, Any]) -> dict[str, Any] | None:
+        return starting.begin_with(self._config, self._secrets, hello, self._listener.note, self._leaving)
 
     def _skip_after(self, found: Prepared) -> int:
         """Steps whose data is left out: `leave_out` goes for a state that was made before the rollback."""
@@ -423,7 +422,12 @@ class Launcher:
     def on_mismatch(self, message: str) -> None:
         self._listener.on_mismatch(message)
 
+    def on_started(self, label: str, counts: Any, *names: list[str]) -> None:
+        if not self._config.rank:  # of all ranks it would be the same
+            starting.tell(self._listener, self._generation, label, counts, names)
+
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
+        starting.forget(self._config)
         self.phases.restored_ns = time.monotonic_ns()
         self._restored_step = step
         self._keeper.restored(loaded=source in SOURCES)

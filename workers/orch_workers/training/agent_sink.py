@@ -8,17 +8,23 @@ import contextlib
 import os
 import platform
 import time
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 from .connection import Connection
 from .errors import AgentLostError, RefusedError
+from .fitting import StartRules
 from .page import Page, Word
 from .protocol import PROTOCOL_VERSION
-from .sink import Grant, RestorePoint, Rules, Sink
+from .sink import Grant, RestorePoint, Rules, Sink, StartPoint
 from .slots import Slot, parse_generation
+
+if TYPE_CHECKING:
+    from .fitting import Report
 
 HELD_LOOK_S = 0.001
 """How often a process that is held looks for the next word."""
+NAMES_MAX = 5_000
+"""Names of one kind in one message; a line has a limit, and the log has them all."""
 
 
 class AgentSink(Sink):
@@ -57,6 +63,7 @@ class AgentSink(Sink):
             bool(rules.get("first", True)),
             bool(rules.get("last", True)),
             rules.get("snapshots"),
+            tuple(rules["stop"]) if rules.get("stop") else None,
         )
         point = welcome.get("restore")
         if point is not None:
@@ -64,6 +71,10 @@ class AgentSink(Sink):
                 point["path"], point["source"], point["generation"], point["step"], point.get("skip", 0)
             )
             self.restore, self.passed_over = (found, None) if restore else (None, found)
+        start = welcome.get("start")
+        if start is not None and restore:
+            maps = tuple((old, new) for old, new in start["maps"])
+            self.start = StartPoint(start["path"], start["label"], StartRules(tuple(start["only"]), maps))
         self._page = Page(welcome["page"])
         self._acked = 0
         self._slots: dict[str, Slot] = {}
@@ -119,6 +130,11 @@ class AgentSink(Sink):
     def restored(self, step: int, source: str, seconds_s: float) -> None:
         self._page.put_progress(step, 0)
         self._connection.tell({"type": "restored", "step": step, "source": source, "seconds_s": seconds_s})
+
+    def started(self, label: str, report: Report) -> None:
+        told = {name: names[:NAMES_MAX] for name, names in report._asdict().items() if name != "loaded"}
+        counts = {name: len(names) for name, names in report._asdict().items()}
+        self._connection.tell({"type": "started", "from": label, "counts": counts, **told})
 
     def mismatch(self, message: str) -> None:
         self._connection.tell({"type": "mismatch", "message": message})

@@ -50,6 +50,17 @@ class StateHandler:
         """Of tensors that are divided over the ranks, which piece this one holds (sharded.py)."""
         return []
 
+    follows_parameters = False
+    """Whether its state belongs to the parameters of another argument, one by one."""
+
+    def by_name(self, stored: Any) -> dict[str, Any] | None:
+        """The tensors of what is stored (None: of what is live) by name; None where it is no set of named tensors."""
+        return None
+
+    def put_by_name(self, tensors: dict[str, Any]) -> None:
+        """Sets those tensors, whose shapes fit, and leaves the others as they are."""
+        raise NotImplementedError
+
     def why_inexact(self) -> list[str]:
         """Reasons, as sentences, why this argument cannot be put back exactly."""
         return []

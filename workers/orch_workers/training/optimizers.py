@@ -19,6 +19,7 @@ _LISTED_MAX = 5
 
 class OptimizerHandler(StateHandler):
     kind = "optimizer"
+    follows_parameters = True
     order = 1
 
     def __init__(self, name: str, target: Any, modules: dict[str, Any], loose: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ training process → agent                                                answer
 ======================================================================  ===================================
 ``hello {protocol, pid, python, frameworks, restore, places}``          ``welcome`` or ``refused``
 ``restored {step, source, seconds_s}`` (no reply)
+``started {from, counts, skipped, missing, reshaped}`` (no reply)
 ``mismatch {message}`` (no reply): this state can never be loaded
 ``save {size_bytes, step, reason, wait}``                               ``slot {index, path}`` or ``busy``
 ``saved {index, step, epoch, reason, blocked_s}`` (no reply)
@@ -23,9 +24,11 @@ places (optional) say which piece of each tensor this rank holds that is divided
 ``entry`` (or of what its entries are below), ``global_shape``, ``offsets``, ``shape``.
 A metric that is not finite is the string ``nan``, ``inf`` or ``-inf``, as JSON has no such numbers.
 
-``welcome {protocol, generation, page, rules, restore}``; rules is ``{steps, epochs, first, last, snapshots}``;
-restore is null or ``{path, source, generation, step, skip}`` with path a READY slot file and source ``memory`` or
-``storage``; skip: how many steps' data is left out then, after a rollback. ``refused {message}``.
+``welcome {protocol, generation, page, rules, restore, start}``; rules is ``{steps, epochs, first, last, snapshots,
+stop}``; restore is null or ``{path, source, generation, step, skip}`` with path a READY slot file and source ``memory``
+or ``storage``; skip: how many steps' data is left out then, after a rollback. start is null, or what a job without a
+state of its own begins with: ``{path, label, only, maps}``, a slot file of another job; ``started`` says what of it was
+loaded, with counts of the names ``loaded`` and the three others. ``refused {message}``.
 """
 
 from __future__ import annotations

@@ -186,6 +186,19 @@ class ModuleHandler(StateHandler):
         load_tensors(torch, [(live[key], value) for key, value in borrowed.items()])
         return True
 
+    def by_name(self, stored: Any) -> dict[str, Any] | None:
+        state = locals_of(self.target.state_dict()) if stored is None else stored
+        return {name: value for name, value in state.items() if hasattr(value, "shape")}
+
+    def put_by_name(self, tensors: dict[str, Any]) -> None:
+        live = self.target.state_dict()
+        if any(map(is_sharded, live.values())) or loads_as_torch_does(torch_module(), self.target):
+            own = locals_of(live)
+            pairs = [(own[name], value.to(own[name].dtype)) for name, value in tensors.items()]
+            load_tensors(torch_module(), pairs)
+        else:
+            self.target.load_state_dict({**live, **tensors})
+
 
 class TensorHandler(StateHandler):
     """A tensor or parameter given by itself; loaded in place."""

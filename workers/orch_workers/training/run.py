@@ -9,17 +9,19 @@ from . import moved, rng
 from .batches import Batches
 from .devices import DeviceCopies, device_copies
 from .errors import MismatchError, TrainingError
+from .fitting import put_all, put_what_fits
 from .forks import forget_in_children
 from .loader import why_inexact
 from .metrics import Metrics
-from .objects import compare_arguments
 from .planning import Planner
 from .position import Position
 from .protocol import EXIT_LEFT, IN_MEMORY
 from .snapshot import write
+from .stopping import EarlyStop
 from .tf_graph import tensorflow_module
 
 if TYPE_CHECKING:
+    from .fitting import Report, StartRules
     from .objects import StateHandler
     from .page import Word
     from .sink import Sink
@@ -69,6 +71,7 @@ class Run:
         self._told_to_stop = False
         self._exit_left = EXIT_LEFT
         self._first_epoch = True
+        self._stop = EarlyStop(sink.rules.stop, self.note)
         self._state = "open"
         forget_in_children(self)
         self.skipped_saves = 0
@@ -105,7 +108,7 @@ class Run:
         self._check_open()
         if self.restored_step is not None and self._position.epoch >= count:
             self._say(f"nothing is left to do: all {count} epochs were over at step {self.restored_step}")
-        while self._position.epoch < count:
+        while self._position.epoch < count and not self._stop.is_over:
             epoch = self._position.epoch
             self._enter_epoch()
             yield epoch
@@ -128,9 +131,16 @@ class Run:
         """
         if self._state != "open":
             self._check_open()
-        count = self.step_count = self.step_count + 1
         position = self._position
+        if (
+            self._stop.is_over and not position.in_epoch
+        ):  # a loop of the script's own: nothing else can end it
+            self.finish()
+            raise SystemExit(0)
+        count = self.step_count = self.step_count + 1
         self._metrics.put(count, position.epoch, metrics)
+        if metrics and self._stop.look(count, metrics):
+            self._wanted = True  # the best is kept, and so it must have been saved
         is_in_a_batch = position.count_step()
         word = self._sink.progress(count, position.epoch)
         due = self._due(word)
@@ -186,6 +196,7 @@ class Run:
         """`epoch` of them are; saves where that is due."""
         self._position.epoch = epoch
         self._metrics.put(self.step_count, epoch, metrics)
+        self._wanted = self._stop.look(self.step_count, metrics) or self._wanted
         self._after_epoch()
 
     def save_at(self, step: int) -> None:
@@ -278,6 +289,7 @@ class Run:
                 "seed": self.seed,
                 "inexact": self.inexact_reasons,
                 "datasets": self._batches.datasets.to_tree(),
+                "stop": self._stop.to_tree(),
             }
         }
 
@@ -296,29 +308,17 @@ class Run:
         """Sets every object to what is stored. Raises MismatchError, before anything is changed, where it
         does not fit.
         """
-        kinds = stored.part("~orch", "kinds")
-        live = {handler.name: handler.kind for handler in self._handlers}
-        problems, warnings = compare_arguments(kinds, live)
-        for warning in warnings:
-            self.note("warning", warning)
-        fitting = sorted(
-            (handler for handler in self._handlers if kinds.get(handler.name) == handler.kind),
-            key=lambda handler: handler.order,
-        )
-        borrowed = {handler.name: stored.borrowed(handler.name) for handler in fitting}
-        for handler in fitting:
-            problems += handler.problems(borrowed[handler.name])
-        if problems:
-            raise MismatchError(label, problems)
-        for handler in fitting:
-            handler.tell_mismatch = self._sink.mismatch
-            try:
-                if not handler.restore_in_place(borrowed.pop(handler.name)):
-                    handler.restore(stored.part(handler.name))
-            except MismatchError:
-                raise
-            except Exception as error:
-                raise MismatchError(label, [f"{handler.name} does not take its state: {error}"]) from error
+        put_all(self._handlers, stored, label, note=self.note, mismatch=self._sink.mismatch)
+        self._take_counters(stored)
+
+    def start_from(self, stored: Stored, rules: StartRules) -> Report:
+        """Begins with what fits of another job's state; the counters too, unless only some arguments are wanted."""
+        report = put_what_fits(self._handlers, stored, rules)
+        if not rules.only:
+            self._take_counters(stored)
+        return report
+
+    def _take_counters(self, stored: Stored) -> None:
         self.seed = self._batches.seed = stored.part("~orch", "seed")
         for reason in stored.part("~orch", "inexact"):
             self._inexact(reason)
@@ -328,6 +328,7 @@ class Run:
         self._batches.random_now = random
         self._batches.datasets.load(stored.part("~orch", "datasets"))
         self._position.load(stored.part("~orch", "position"))
+        self._stop.load(stored.part("~orch", "stop"))
         self.step_count = self.restored_step = self._saved_step = stored.step
         if stored.meta.get("moved"):
             self._inexact(moved.settle(stored.meta["moved"], self._position, self._batches, self._adapters))

@@ -25,7 +25,7 @@ from .tf_data import is_dataset
 from .tf_graph import TAKEN, tensorflow_module
 
 if TYPE_CHECKING:
-    from .sink import Sink
+    from .sink import Sink, StartPoint
 
 DATA_ARGUMENT = "data"
 """This argument, and any torch DataLoader, is where data comes from: no state of its own."""
@@ -141,6 +141,9 @@ def _seed(options: Options) -> int:
 def _restore(run: Run, sink: Sink, adapters: Adapters) -> None:
     point = sink.restore
     if point is None:
+        if sink.start is not None:
+            _start_from(run, sink, sink.start, adapters)
+            return
         if sink.passed_over is not None:
             run.note("warning", f"restore=False: starts from nothing, not from step {sink.passed_over.step}")
         sink.restored(0, "none", 0.0)
@@ -159,6 +162,33 @@ def _restore(run: Run, sink: Sink, adapters: Adapters) -> None:
     seconds_s = time.monotonic() - started
     sink.restored(stored.step, point.source, seconds_s)
     say(f"went on from step {stored.step} (epoch {run.epoch}), out of {point.source} in {seconds_s:.2f} s")
+
+
+def _start_from(run: Run, sink: Sink, start: StartPoint, adapters: Adapters) -> None:
+    """Begins with what fits of another job's state. That is no state of this job yet: nothing was restored."""
+    started = time.monotonic()
+    stored = Stored(start.path, adapters.codecs())
+    try:
+        with no_collection():
+            report = run.start_from(stored, start.rules)
+    except MismatchError as error:
+        sink.mismatch(str(error))
+        raise
+    finally:
+        stored.close()
+    say(
+        f"begins with {start.label}: {len(report.loaded)} tensors and arguments loaded, at step {run.step_count}"
+    )
+    kinds = (
+        ("in the checkpoint, and not loaded", report.skipped),
+        ("not in the checkpoint, as the script made it", report.missing),
+        ("of another shape, as the script made it", report.reshaped),
+    )
+    for kind, names in kinds:
+        for name in names:
+            say(f"{kind}: {name}")
+    sink.started(start.label, report)
+    sink.restored(run.step_count, "start", time.monotonic() - started)
 
 
 class _Ending:

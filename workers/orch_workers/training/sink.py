@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from .fitting import Report, StartRules
     from .page import Word
     from .slots import Slot
 
@@ -19,6 +20,8 @@ class Rules(NamedTuple):
     last: bool = True
     snapshots: int | None = None
     """After so many steps a snapshot that stays in memory, unless one for storage is due."""
+    stop: tuple[str, str, int] | None = None
+    """Early stopping: metric, mode (``min`` or ``max``), patience."""
 
 
 class RestorePoint(NamedTuple):
@@ -31,6 +34,14 @@ class RestorePoint(NamedTuple):
     generation: str
     step: int
     skip: int = 0
+
+
+class StartPoint(NamedTuple):
+    """A READY slot file of another job, for one that has nothing of its own yet; label: whose, for people."""
+
+    path: str
+    label: str
+    rules: StartRules
 
 
 class Grant(NamedTuple):
@@ -46,6 +57,7 @@ class Sink(ABC):
     generation: tuple[int, int] = (0, 0)
     rules: Rules = Rules()
     restore: RestorePoint | None = None
+    start: StartPoint | None = None
     passed_over: RestorePoint | None = None
     """What could have been restored, had the script not said restore=False."""
 
@@ -77,6 +89,9 @@ class Sink(ABC):
 
     @abstractmethod
     def restored(self, step: int, source: str, seconds_s: float) -> None: ...
+
+    def started(self, label: str, report: Report) -> None:  # noqa: B027 - by hand nothing is started from
+        """The run has begun with what fits of another job's state."""
 
     @abstractmethod
     def mismatch(self, message: str) -> None: ...

@@ -81,6 +81,21 @@ class GraphHandler(StateHandler):
         self._pending.match(0, self.target)
         self._pending.match_again()
 
+    def by_name(self, stored: Any) -> dict[str, Any] | None:
+        state = self.capture() if stored is None else stored
+        return {
+            node["values"][VARIABLE]: state["values"][node["values"][VARIABLE]]
+            for node in state["nodes"]
+            if VARIABLE in node["values"]
+        }
+
+    def put_by_name(self, tensors: dict[str, Any]) -> None:
+        values: dict[str, Any] = {}
+        for node in walk(self._tf, self.target, self.name):
+            name = _named(node.path, _state(self._tf, node.value), values).get(VARIABLE)
+            if name in tensors:
+                put_state(self._tf, node.value, {VARIABLE: tensors[name]})
+
     def why_inexact(self) -> list[str]:
         return [
             reason
