@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from orch.control.home import Home
-from orch.control.jobrecord import end_path, end_record
+from orch.control.jobrecord import end_path, end_record, last_attempt
 from orch.control.jobstorage import open_job_storage
 from orch.control.store import Store
 from orch_workers.checkpoint.errors import AlreadyExists
@@ -16,4 +16,4 @@ def record_end(store: Store, home: Home, job: str) -> None:
     state = store.lifecycle(job)
     storage = open_job_storage(store, home, job)
     with contextlib.suppress(AlreadyExists):  # of this attempt, in other words perhaps, but the same end
-        storage.create(end_path(job, state.attempt), end_record(state))
+        storage.create(end_path(job, last_attempt(state)), end_record(state))

@@ -194,7 +194,7 @@ class Executor:
         try:
             act()
         except BranchGoneError as error:
-            self._tell(job, BlockedBecause(reason=str(error)))
+            self._tell(job, BlockedBecause(reason=str(error), branch=error.branch))
             return False
         return True
 

@@ -97,12 +97,17 @@ def end_path(job: str, attempt: int) -> str:
     return f"{job}/ended/{attempt:06d}.json"
 
 
+def last_attempt(state: JobState) -> int:
+    """Of an end: also one that was asked for and never made, or it would seem that the job goes on with that."""
+    return max(state.attempt, state.resumed or 0)
+
+
 def end_record(state: JobState) -> bytes:
     """Always the same for one end, so that writing it can be repeated."""
     document = {
         "version": VERSION,
         "job": state.job,
-        "attempt": state.attempt,
+        "attempt": last_attempt(state),
         "state": state.state.value,
         "reason": state.reason,
         "exit_code": state.exit_code,
@@ -190,6 +195,7 @@ __all__ = [
     "end_path",
     "end_record",
     "job_record",
+    "last_attempt",
     "next_attempt",
     "read_job",
     "resume_path",

@@ -83,6 +83,13 @@ def reached(job: JobState, step: int | None) -> JobState:
     return replace(job, step=step, history=restart.stepped(history(job), step).to_dict())
 
 
+def attempt_to_ask_for(job: JobState) -> int:
+    """Of a resume: above all that were made, and above that of a resume before it, whose branch, or whose end while it
+    still waited, may stand in storage under its number.
+    """
+    return max(job.attempt, job.resumed or 0) + 1
+
+
 def books(job: JobState) -> goodput.Books:
     """Where the job's time went; of a job that an older version wrote down, by its states."""
     return goodput.Books.from_dict(job.books) if job.books else goodput.Books.of_states(job.spent_us)

@@ -69,18 +69,24 @@ def closed(job: JobState, _event: Closed, now_us: int) -> Step:
     return Step(job, (), f"seen to be gone: {ending.state}")
 
 
+def _less_branch(job: JobState, event: BlockedBecause) -> JobState:
+    """Without the branch that cannot begin: the next resume would wait for it for ever."""
+    return job if event.branch is None or job.branch != event.branch else replace(job, branch=None)
+
+
 def block_waiting(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
+    job = _less_branch(job, event)
     if job.gang is None and not job.removing:
         return Step(replace(job, state=State.BLOCKED, reason=event.reason), (), event.reason)
     return block_placed(job, event, _now_us)
 
 
 def block_placed(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
-    return closing(job, Ending(state=State.BLOCKED, reason=event.reason))
+    return closing(_less_branch(job, event), Ending(state=State.BLOCKED, reason=event.reason))
 
 
 def block_again(job: JobState, event: BlockedBecause, _now_us: int) -> Step:
-    return Step(replace(job, reason=event.reason), (), event.reason)
+    return Step(replace(_less_branch(job, event), reason=event.reason), (), event.reason)
 
 
 def unblocked(job: JobState, event: Unblocked, _now_us: int) -> Step:

@@ -37,7 +37,7 @@ def turn_came(job: JobState, _event: TurnCame, now_us: int) -> Step:
         return Step(job, (), f"waits until the gang of attempt {job.removing[0]} is gone")
     if not job.placeable(now_us):
         return Step(job, (), "its delay is not over")
-    attempt = job.attempt + 1
+    attempt = max(job.attempt + 1, job.resumed or 0)
     job = replace(
         job, attempt=attempt, restart=0, restored_step=None, gang=attempt, not_before_us=None, down=None
     )

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orch.control.lifecycle_common import STOP_MARGIN_S, Step, awaited, history, requeued, us, with_agent
+from orch.control.lifecycle_common import (
+    STOP_MARGIN_S,
+    Step,
+    attempt_to_ask_for,
+    awaited,
+    history,
+    requeued,
+    us,
+    with_agent,
+)
 from orch.model.commands import RecordResume, StopAgents
 from orch.model.states import Branch, State
 from orch_policies.restart import History
@@ -17,8 +26,9 @@ if TYPE_CHECKING:
 
 def resume(job: JobState, event: ResumeRequested, _now_us: int) -> Step:
     """It is over, blocked, or waits: it queues again, and what was asked for it is asked for anew."""
-    reason, job = _reason(event), _afresh(job, event)
-    record = RecordResume(attempt=job.attempt + 1, number=job.resumes)
+    following = attempt_to_ask_for(job)
+    reason, job = _reason(event), _afresh(job, event, following)
+    record = RecordResume(attempt=following, number=job.resumes)
     if job.state is State.QUEUED and job.gang is not None:
         step = requeued(job, reason)  # a gang of other resources may be wanted now
     else:
@@ -29,8 +39,9 @@ def resume(job: JobState, event: ResumeRequested, _now_us: int) -> Step:
 
 def resume_placed(job: JobState, event: ResumeRequested, now_us: int) -> Step:
     """It saves, leaves its place, and is placed again; that is charged to nothing."""
-    reason, job = _reason(event), _afresh(job, event)
-    record = RecordResume(attempt=job.attempt + 1, number=job.resumes)
+    following = attempt_to_ask_for(job)
+    reason, job = _reason(event), _afresh(job, event, following)
+    record = RecordResume(attempt=following, number=job.resumes)
     if not awaited(job):
         step = requeued(job, reason)
         return Step(step.job, (*step.commands, record), f"{reason}, with fresh budgets")
@@ -51,14 +62,13 @@ def _reason(event: ResumeRequested) -> str:
     return f"resumed on request{at}{changed}"
 
 
-def _afresh(job: JobState, event: ResumeRequested) -> JobState:
+def _afresh(job: JobState, event: ResumeRequested, following: int) -> JobState:
     """A person vouches for it: fresh budgets, and crashes at known steps are forgotten.
 
     On a new branch, nothing past its beginning counts as reached: to do that again is what was asked for.
     """
     lived = history(job)
     kept = History(highest_step=lived.highest_step, committed_step=lived.committed_step)
-    following = job.attempt + 1
     job = replace(job, resumed=following, resumes=job.resumes + 1, charges={})
     if event.budgets is not None:
         job = replace(job, budgets=dict(event.budgets))

@@ -17,6 +17,7 @@ from orch.control.controller import Controller
 from orch.control.cordons import request_of
 from orch.control.jobrecord import StoredJob, job_record
 from orch.control.jobstorage import open_job_storage, open_spec_storage
+from orch.control.lifecycle_common import attempt_to_ask_for
 from orch.control.logfiles import read_logs
 from orch.control.metrics import Metrics
 from orch.control.protection import imports_orch
@@ -363,7 +364,7 @@ class Operations:
         storage = self._storage(after, {**after.env, **self.secrets(job), **given})
         code = None
         if asked.code is not None and before.ship == "auto":
-            code = resuming.next_code(detail.code, asked.code, detail.attempt + 1)
+            code = resuming.next_code(detail.code, asked.code, attempt_to_ask_for(self._store.lifecycle(job)))
         if code is not None:
             data = self._uploaded(code["digest"]).read_bytes()
             try:

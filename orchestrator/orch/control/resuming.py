@@ -45,6 +45,13 @@ FIXED: Mapping[str, str] = {
 class BranchGoneError(CheckpointError):
     """The checkpoint that a job was to go on from is not there any more."""
 
+    def __init__(self, branch: Branch) -> None:
+        super().__init__(
+            f"the checkpoint of step {branch.step} that it was to go on from is gone; `orch resume` it from another, or"
+            " without --at from the newest"
+        )
+        self.branch = branch
+
 
 def changed_keys(before: JobSpec, after: JobSpec) -> list[str]:
     """Names of what differs, sorted; never a value, which may be private. WrongUse for what may not change."""
@@ -178,10 +185,7 @@ def ensure_branch(catalog: Catalog, branch: Branch) -> None:
         return
     point = (tuple_of(branch.generation), branch.step)
     if not catalog.storage.exists(catalog.manifest_path(*point)):
-        raise BranchGoneError(
-            f"the checkpoint of step {branch.step} that it was to go on from is gone; `orch resume` it from another, or"
-            " without --at from the newest"
-        )
+        raise BranchGoneError(branch)
     with contextlib.suppress(Superseded):  # it has gone on from there already
         catalog.begin(catalog.chain_of(point[0]).fork(generation, *point))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from orch.model.generation import Generation
 from orch.model.records import from_document, to_document
+from orch.model.states import Branch
 
 GRACE_S_DEFAULT = 30.0
 """How long a training process may take between SIGTERM and SIGKILL unless the job says otherwise."""
@@ -324,6 +325,8 @@ class BlockedBecause:
     """The job cannot go on until a person acts; `reason` says what to do."""
 
     reason: str
+    branch: Branch | None = None
+    """One that was asked for and cannot begin, because its checkpoint is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

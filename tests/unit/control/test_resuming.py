@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from orch.control import resuming
-from orch.control.jobrecord import job_record, read_job, resume_path, resume_record
+from orch.control.jobrecord import (
+    end_path,
+    end_record,
+    job_record,
+    last_attempt,
+    read_job,
+    resume_path,
+    resume_record,
+)
 from orch.control.lifecycle import InvalidTransition, advance, begin
 from orch.control.lifecycle_invariants import validate
 from orch.control.service import CodeInfo, Resumption
@@ -249,3 +257,51 @@ def test_a_second_resume_before_the_branch_begins_keeps_it():
     job, _ = told(over, AT_5, ev.ResumeRequested(changed=("env.A",)))
     assert job.branch == Branch(attempt=2, generation=G11, step=5)
     assert job.history["committed_step"] == 5
+
+
+def failed() -> JobState:
+    return replace(running(), state=State.FAILED, agents={}, gang=None, gang_granted=False, ended_us=S)
+
+
+def test_of_two_branches_asked_for_before_either_begins_the_second_counts(catalog):
+    job, _ = told(failed(), AT_5)
+    first = replace(job.branch, step=4)
+    resuming.ensure_branch(catalog, first)
+    job, (record,) = told(job, ev.ResumeRequested(at_step=2, at_generation=G11))
+    assert record == RecordResume(attempt=3, number=2)
+    resuming.ensure_branch(catalog, job.branch)
+    assert [point.step for point in catalog.restore_points()] == [2, 1]
+    job, (start,) = told(job, ev.TurnCame(), ev.GangGranted(attempt=3))
+    assert (start.attempt, start.resumed, start.branch.attempt) == (3, 3, 3), (
+        "its agents are above its branch"
+    )
+
+
+def test_a_branch_that_cannot_begin_does_not_block_the_next_resume(catalog):
+    catalog.remove(next(point for point in catalog.committed() if point.step == 3))
+    job, _ = told(failed(), ev.ResumeRequested(at_step=3, at_generation=G11))
+    with pytest.raises(resuming.BranchGoneError) as caught:
+        resuming.ensure_branch(catalog, job.branch)
+    job, _ = told(job, ev.BlockedBecause(reason=str(caught.value), branch=caught.value.branch))
+    assert job.state is State.BLOCKED
+    job, _ = told(job, ev.ResumeRequested())
+    assert (job.state, job.branch) == (State.QUEUED, None)
+
+
+def test_an_end_before_the_resumed_attempt_was_made_is_an_end_for_recovery(catalog):
+    """Else `orch recover` would run a job again that was cancelled."""
+    storage = catalog.storage
+    storage.create(
+        "job-1/job.json", job_record("job-1", spec().model_dump(mode="json"), None, seed=5, unprotected=False)
+    )
+    job = failed()
+    storage.create(end_path("job-1", last_attempt(job)), end_record(replace(job, job="job-1")))
+    for number, end in ((1, True), (2, True), (3, False)):
+        job, (*_, record) = told(job, ev.ResumeRequested())
+        again = resume_record("job-1", {}, None, job, attempt=record.attempt, number=number)
+        storage.create(resume_path("job-1", record.attempt, number), again)
+        assert read_job(storage, "job-1").end is None
+        if end:
+            job, _ = told(job, ev.CancelRequested(), ev.Closed(attempt=job.attempt))
+            storage.create(end_path("job-1", last_attempt(job)), end_record(replace(job, job="job-1")))
+            assert read_job(storage, "job-1").end["state"] == "CANCELLED"
