@@ -161,6 +161,18 @@ def test_a_damaged_shard_is_found_by_each_rank_that_needs_it(catalog, ranks, tmp
         restore(catalog, point, 1, tmp_path / "missing", world_size=2)
 
 
+def test_what_is_empty_hides_no_damage_of_what_begins_at_the_same_place(catalog, ranks):
+    ranks.save(lambda rank: {"model": {"empty": np.zeros(0), "mean": np.full(500, float(rank))}}, G1, 5)
+    point = catalog.restore_points()[0]
+    for rank in (0, 1):
+        (mean,) = (t for t in rank_document(catalog, rank)["tensors"] if t["name"] == "model.mean")
+        path = catalog.storage.root / "shared" / rank_document(catalog, rank)["shards"][0]["path"]
+        data = bytearray(path.read_bytes())
+        data[rank_document(catalog, rank)["shards"][0]["data_offset"] + mean["start"]] ^= 1
+        path.write_bytes(data)
+        assert len(verify(catalog, point, deep=True).problems) == rank + 1
+
+
 def test_it_is_looked_at_and_copied_as_any_other(catalog, ranks, tmp_path):
     ranks.save(state, G1, 5)
     point = catalog.restore_points()[0]
