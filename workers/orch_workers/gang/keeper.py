@@ -42,7 +42,7 @@ AGREE_LIMIT_S = 30.0
 AGREE_HURRIED_S = 2.0
 """The same while somebody waits for the last snapshot to be in storage."""
 AGREE_NEWER_S = 5.0
-"""How long it waits while a newer snapshot waits behind this one."""
+"""The same while a newer snapshot waits behind this one."""
 
 
 def where_of(point: Point) -> Where:
@@ -315,8 +315,13 @@ class GangKeeper(Keeper):
         self._changed()
 
     def _waits_for_others(self, waited_s: float) -> bool:
-        """Whether to wait longer until all ranks have told what they hold. SnapshotChanged: nobody wants it now."""
+        """Whether to wait longer until all ranks have told what they hold. SnapshotChanged: this rank is put away.
+
+        A newer snapshot that waits is no reason to leave this one out: a rank whose storage is slow is still busy with
+        an older one, comes to this one later, and without this rank's part it could not be committed.
+        """
         with self._lock:
-            if self._closed or (self._filled and waited_s > AGREE_NEWER_S):
-                raise SnapshotChanged("not every rank has this step, and a newer one waits")
-            return waited_s <= (AGREE_HURRIED_S if self._hurry else AGREE_LIMIT_S)
+            if self._closed:
+                raise SnapshotChanged("put away while it waited for the other ranks")
+            limit_s = AGREE_HURRIED_S if self._hurry else AGREE_NEWER_S if self._filled else AGREE_LIMIT_S
+            return waited_s <= limit_s
