@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,8 +15,10 @@ import pytest
 
 from orch_policies.restart import History
 from orch_workers.environments import building
+from orch_workers.environments.building import Builder
 from orch_workers.environments.cache import Cache
 from orch_workers.environments.own import Around, own_environment
+from orch_workers.environments.uv import base_environment
 from orch_workers.errors import UnbuildableError
 from orch_workers.logs.attempt_log import AttemptLog
 from orch_workers.logs.redaction import Redactor
@@ -274,6 +277,38 @@ def test_what_builds_ends_with_its_agent(job, machine, packages):
     sweep_job(one.paths)
     assert survivors(one.paths.builds) == []
     assert records(machine) == []
+
+
+def test_a_machine_that_has_no_room_is_for_a_person(job, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Cache, "_build", no_room)
+    end = job().end()
+    assert end["outcome"] == "blocked"
+    assert "No space left on device" in end["reason"]
+
+
+def test_requirements_that_change_while_it_is_being_built_are_not_what_was_asked_for(
+    job, machine, monkeypatch
+):
+    build = Builder.build
+
+    def meanwhile(self, *arguments):
+        (machine.workdir / "requirements.txt").write_text("# other\norch-tiny\n")
+        return build(self, *arguments)
+
+    monkeypatch.setattr(Builder, "build", meanwhile)
+    end = job().end()
+    assert end["outcome"] == "blocked"
+    assert "requirements.txt changed while" in end["reason"]
+    assert records(machine) == []
+
+
+def test_an_environment_does_not_lie_in_the_cache_that_is_removed_for_room():
+    base = base_environment({"PATH": "/bin", "UV_LINK_MODE": "symlink"}, {})
+    assert "UV_LINK_MODE" not in base
+    assert base_environment({"UV_LINK_MODE": "copy"}, {})["UV_LINK_MODE"] == "copy"
 
 
 # room

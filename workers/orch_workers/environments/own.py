@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orch_workers.config import WorkerConfig
 from orch_workers.environments.building import Builder
-from orch_workers.environments.cache import Cache, InUse
+from orch_workers.environments.cache import Cache, InUse, Record
 from orch_workers.environments.pip_settings import settings
 from orch_workers.environments.uv import Uv, base_environment
 from orch_workers.environments.wanted import wanted
@@ -47,13 +47,21 @@ def own_environment(
     cache = Cache(config.paths.environments)
     try:
         found = _acquire(config, cache, secrets, workdir, around)
-    except (UnbuildableError, TimeoutError) as error:
+    except InterruptedError:
+        raise
+    except (
+        UnbuildableError,
+        OSError,
+    ) as error:  # a full disk is a machine's fault, as it is when uv meets it
         clean = around.log.redactor.redact_text
         outcome = "blocked" if around.has_trained else getattr(error, "outcome", "blocked")
         tail = clean(getattr(error, "tail", ""))
         raise UnbuildableError(clean(str(error)), outcome=outcome, tail=tail) from error
     if found.built:
-        cache.prune()
+        try:
+            cache.prune()
+        except OSError as error:  # this one is there, and that is what the job waits for
+            around.note(f"Python environments that nobody uses are not removed for now: {error}")
     else:
         around.tell(
             f"uses the Python environment {found.folder}, built before ({found.record.get('interpreter')})"
@@ -83,9 +91,19 @@ def _acquire(
         stopping=around.stopping,
     )
     interpreter, name = builder.interpreter()
+
+    def build(folder: Path) -> Record:
+        record = builder.build(interpreter, name, folder)
+        if wanted(config.python, source, shipped=shipped) != asked:
+            raise UnbuildableError(
+                f"{asked.describe()} changed while the Python environment was being built of it",
+                outcome="blocked",
+            )
+        return record
+
     return cache.acquire(
         asked.key(name, found, config.code_digest),
-        lambda folder: builder.build(interpreter, name, folder),
+        build,
         waits=lambda: around.tell("waits for another worker, which is building this Python environment"),
         stopping=around.stopping,
     )

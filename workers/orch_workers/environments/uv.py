@@ -59,6 +59,10 @@ def base_environment(machine: Mapping[str, str], job: Mapping[str, str]) -> dict
     found = {**kept, **job}
     for name in _FOREIGN:
         found.pop(name, None)
+    if found.get("UV_LINK_MODE") == "symlink":
+        del found[
+            "UV_LINK_MODE"
+        ]  # environments would lose their files with uv's cache, which is removed for room
     found["PATH"] = os.pathsep.join([found.get("PATH", os.defpath), *_pyenv(found)])
     return {"NO_COLOR": "1", **found}
 
