@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as pytest's pythonpath has it
 from orch.model.units import parse_duration_s
 from support import (
     estimators,
+    fuzzing_jobs,
     gang_jobs,
     interrupting,
     killed_tensorflow,
@@ -146,6 +147,7 @@ WITHOUT_SERVER: dict[str, tuple[Callable[[random.Random, int], dict[str, Any]], 
     "crashes": (repeating.crashes, 16),
     "faults": (repeating.faults, 1),
     "postgresql": (soak_control.postgresql, 3),
+    "fuzz": (lambda rng, count: fuzzing_jobs.fuzz(rng.getrandbits(31), count), 100_000),
     "recover": (soak_control.recover, 10),
     "head": (soak_control.head, 10),
     "clock": (soak_control.clock, 20),

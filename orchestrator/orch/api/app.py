@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
@@ -56,6 +56,15 @@ _Number = Annotated[int, Query(ge=0, le=OFFSET_MAX)]
 
 def create_app(service: ControlService, token: str, hosts: Iterable[str] = ()) -> ASGIApp:
     """The API of `service`, for whoever has `token`. `hosts`: more names it is reached under."""
+    return Gate(_routed(service), token, hosts)
+
+
+def openapi_document() -> dict[str, Any]:
+    """What the API takes and answers, as OpenAPI has it. For tests: it is served to nobody."""
+    return _routed(cast("ControlService", None)).openapi()
+
+
+def _routed(service: ControlService) -> FastAPI:
     app = FastAPI(title="orch", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(errors.OrchError, _known_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
@@ -64,7 +73,7 @@ def create_app(service: ControlService, token: str, hosts: Iterable[str] = ()) -
     for routes in (_jobs_routes, _acting_routes, _stream_routes, _server_routes):
         app.include_router(routes(service), prefix="/api/v1")
     app.include_router(_metrics_route(service))  # where Prometheus looks for it
-    return Gate(app, token, hosts)
+    return app
 
 
 def _jobs_routes(service: ControlService) -> APIRouter:

@@ -30,6 +30,12 @@ Secrets = Annotated[
 """Values by name."""
 
 
+_Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Small = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+_TimeUs = Annotated[int, Field(ge=0, le=253_402_300_799_999_999)]
+"""What a database's columns and a calendar hold; more is a mistake of the sender's, not an error of the server's."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -92,18 +98,18 @@ class StoredCode(CodeBody):
 
 class StoredCheckpoint(_Body):
     generation: Annotated[str, StringConstraints(pattern=GENERATION_PATTERN)]
-    step: Annotated[int, Field(ge=0)]
-    epoch: int | None = None
-    committed_us: Annotated[int, Field(ge=0)]
-    size_bytes: Annotated[int, Field(ge=0)] | None = None
+    step: _Count
+    epoch: _Small | None = None
+    committed_us: _TimeUs
+    size_bytes: _Count | None = None
     quarantined: str | None = None
 
 
 class StoredEnd(_Body):
     state: Literal["SUCCEEDED", "FAILED", "CANCELLED"]
     reason: str = ""
-    exit_code: int | None = None
-    ended_us: Annotated[int, Field(ge=0)]
+    exit_code: _Small | None = None
+    ended_us: _TimeUs
 
 
 class RecoverBody(_Body):
@@ -112,11 +118,11 @@ class RecoverBody(_Body):
     url: Annotated[str, StringConstraints(max_length=PATH_CHARS_MAX)]
     spec: dict[str, Any]
     code: StoredCode | None = None
-    seed: int = 0
+    seed: _Count = 0
     unprotected: bool = False
-    submitted_us: Annotated[int, Field(ge=0)]
+    submitted_us: _TimeUs
     attempt: Annotated[int, Field(ge=0, le=999_000)]
-    step: Annotated[int, Field(ge=0)] | None = None
+    step: _Count | None = None
     committed: bool = False
     checkpoints: Annotated[list[StoredCheckpoint], Field(max_length=CHECKPOINTS_MAX)] = []
     end: StoredEnd | None = None

@@ -6,7 +6,6 @@ and none in words that help.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -279,7 +278,7 @@ def amount(maximum: int, *, zero: bool, whole_above: int | None = None) -> Plain
     def check(value: object) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             refuse(f"{shown(value)} is not a number", allowed=allowed)
-        if not math.isfinite(value) or not 0 <= value <= maximum or (value == 0 and not zero):
+        if not 0 <= value <= maximum or (value == 0 and not zero):  # NaN is in no range
             refuse(f"{shown(value)} is not possible", allowed=allowed)
         if value == int(value):
             return int(value)
@@ -346,7 +345,8 @@ def _share(value: object) -> float:
             refuse(f"{shown(value)} is no percentage", allowed=allowed)
         share = float(found[1]) / 100
     else:
-        share = float(value)  # the short form of a stored job: 0.01 is 1%
+        # The short form of a stored job: 0.01 is 1%. A number of a thousand digits is no float.
+        share = float(max(-1, min(value, 1000)))
     if not SHARE_MIN <= share <= SHARE_MAX:
         meant = isinstance(value, int | float) and SHARE_MIN <= share / 100 <= SHARE_MAX
         refuse(f"{shown(value)} is not possible", allowed=allowed, near=f"{value}%" if meant else None)

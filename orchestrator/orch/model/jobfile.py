@@ -136,7 +136,9 @@ def _apply_override(document: Document, override: str) -> None:
         message = f"{shown(override)} names no key and value"
         document.problems.append(Problem(message, file="--set", allowed="KEY=VALUE such as resources.cpus=2"))
         return
-    value = parse_yaml(text.encode("utf-8", "surrogateescape"), option)
+    value = parse_yaml(
+        text.encode("utf-8", "surrogatepass"), option
+    )  # half surrogates are refused as no UTF-8
     document.problems += [problem.at(option, None) for problem in value.problems]
     if value.readable:
         _put(document, tuple(keys), value.data, Place(option), value)

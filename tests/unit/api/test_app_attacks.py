@@ -131,6 +131,30 @@ def test_answers_are_not_held_back(server: ApiServer) -> None:
     assert server._socket.proto == socket.IPPROTO_TCP
 
 
+STORED = {"url": "/srv/x", "spec": SPEC, "submitted_us": 1, "attempt": 1}
+END = {"state": "FAILED", "ended_us": 1}
+POINT = {"generation": "000001.000001", "step": 1, "committed_us": 1}
+
+
+def test_no_number_of_a_stored_job_is_too_large_for_the_store(api: Api) -> None:
+    """They come from a file in storage, which anybody may have written."""
+    for number in (2**63, 10**30, 10**400, -(2**40)):
+        for wrong in (
+            {"submitted_us": number}, {"attempt": number}, {"step": number}, {"seed": number},
+            {"end": END | {"ended_us": number}}, {"end": END | {"exit_code": number}},
+            {"checkpoints": [POINT | {"step": number}]}, {"checkpoints": [POINT | {"epoch": number}]},
+            {"checkpoints": [POINT | {"committed_us": number}]}, {"checkpoints": [POINT | {"size_bytes": number}]},
+        ):  # fmt: skip
+            assert api.error("POST", "/jobs/a-1/recover", STORED | wrong)[0] == 400, wrong
+    largest = {
+        "submitted_us": 253_402_300_799_999_999,
+        "step": 2**63 - 1,
+        "end": END | {"exit_code": -(2**31)},
+    }
+    assert api("POST", "/jobs/a-1/recover", STORED | largest | {"checkpoints": [POINT]}).status == 200
+    assert api("GET", "/jobs").status == api("GET", "/jobs/a-1").status == 200
+
+
 # Too much, and too slow
 
 
