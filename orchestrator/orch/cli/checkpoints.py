@@ -40,7 +40,7 @@ Options = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    from orch.cli import checkpoints_change
+    from orch.cli import checkpoints_change, checkpoints_import
 
     group = make(
         "What a job has saved: look at it, check it, keep it, take it elsewhere.",
@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
         "orch checkpoints diff digits-x7k2m other-b4c9d     # their newest",
     )(diff)
     checkpoints_change.register(group)
+    checkpoints_import.register(group)
     app.add_typer(group, name="checkpoints")
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 OWN_PART = "~orch"
 """What orch keeps of its own in the tree, beside the script's arguments."""
-FORMATS = ("safetensors", "torch")
-SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt"}
+FORMATS = ("safetensors", "torch", "torch-plain")
+SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "torch-plain": ".pth"}
 HEADER_ALIGNMENT_BYTES = 8
 
 
@@ -73,6 +73,8 @@ def export(
             raise FileExistsError(f"{path} exists already")
     if to == "torch":
         from orch_workers.checkpoint.exporting_torch import write_torch as write
+    elif to == "torch-plain":
+        from orch_workers.checkpoint.exporting_torch import write_plain as write
     else:
         write = write_safetensors
     done = []
@@ -92,6 +94,8 @@ def _chosen(arguments: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
 
 
 def _files(chosen: dict[str, Any], to: str, into: Path) -> dict[Path, list[str]]:
+    if to == "torch-plain" and into.suffix != SUFFIXES[to]:
+        return {into / f"checkpoint{SUFFIXES[to]}": list(chosen)}
     if into.suffix == SUFFIXES[to]:
         return {into: list(chosen)}
     found: dict[Path, list[str]] = {}

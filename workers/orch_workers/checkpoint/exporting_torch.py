@@ -20,6 +20,8 @@ from orch_workers.training.tree import Decoder
 if TYPE_CHECKING:
     from orch_workers.checkpoint.content import Content, Moved
 
+WITHOUT_STATE_DICT = ("value", "tensor", "ndarray")
+"""Kinds of arguments that are no object with a state dict."""
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 
 
@@ -34,6 +36,31 @@ def write_torch(
     """The state as PyTorch's own `state_dict` has it, optimizer parameters numbered again. What weights-only loading
     refuses (a deque, a NumPy array) becomes its nearest kin, and is noted. The arguments are held in memory.
     """
+    torch = _torch()
+    notes: list[str] = []
+    values = _values(content, trees, torch, notes, moved)
+    whole = values if len(values) > 1 else next(iter(values.values()))
+    return _written(torch, whole, path, trees, notes, replace=replace)
+
+
+def write_plain(
+    content: Content, trees: dict[str, Any], path: Path, *, replace: bool, moved: Moved | None
+) -> Exported:
+    """One dict as the tutorials have it: ``{epoch, step, NAME_state_dict…, loss…}``; values under their own names,
+    metrics too, where no argument has that name.
+    """
+    torch = _torch()
+    notes: list[str] = []
+    kinds = _kinds(content)
+    plain: dict[str, Any] = {"epoch": content.manifest.epoch, "step": content.point.step}
+    for name, value in _values(content, trees, torch, notes, moved).items():
+        plain[name if kinds.get(name, "value") in WITHOUT_STATE_DICT else f"{name}_state_dict"] = value
+    for name, value in (content.manifest.metrics or {}).items():
+        plain.setdefault(name, float(value))
+    return _written(torch, plain, path, trees, notes, replace=replace)
+
+
+def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
@@ -41,23 +68,31 @@ def write_torch(
             "an export to torch needs PyTorch here, which is not installed: `pip install torch`, or export with "
             "`--to safetensors`"
         ) from error
-    notes: list[str] = []
+    return torch
+
+
+def _values(
+    content: Content, trees: dict[str, Any], torch: Any, notes: list[str], moved: Moved | None
+) -> dict[str, Any]:
     kinds = _kinds(content)
     values = {}
-    tensors = 0
     for name, tree in trees.items():
         value = _decoded(content, tree, torch, moved)
         if kinds.get(name) == "optimizer":
             value = _numbered(value)
         values[name] = _Safe(torch, notes).of(value, name)
-        tensors += sum(1 for _ in entries(tree))
-    whole = values if len(values) > 1 else next(iter(values.values()))
+    return values
 
+
+def _written(
+    torch: Any, whole: Any, path: Path, trees: dict[str, Any], notes: list[str], *, replace: bool
+) -> Exported:
     def loads(file: Path) -> None:
         torch.load(file, weights_only=True, mmap=True)
 
     with new_file(path, replace=replace, check=loads) as file:
         torch.save(whole, file)
+    tensors = sum(1 for tree in trees.values() for _ in entries(tree))
     return Exported(path, tuple(trees), tensors, path.stat().st_size, tuple(notes))
 
 

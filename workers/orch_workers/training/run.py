@@ -314,7 +314,7 @@ class Run:
     def start_from(self, stored: Stored, rules: StartRules) -> Report:
         """Begins with what fits of another job's state; the counters too, unless only some arguments are wanted."""
         report = put_what_fits(self._handlers, stored, rules)
-        if not rules.only:
+        if not rules.only and stored.part("~orch", "position") is not None:  # an imported file has none
             self._take_counters(stored)
         return report
 
