@@ -17,6 +17,7 @@ from orch_workers.config import WorkerConfig
 from orch_workers.contact import ContactWatch
 from orch_workers.errors import SecretsUnavailableError
 from orch_workers.gang.worker import GangWorker
+from orch_workers.logs.worker_log import read_part
 from orch_workers.parting import leave_cluster
 from orch_workers.preemption import Leaving, Moment, Notice, Watcher, deadline_in, sigterm, sources_of
 from orch_workers.remains import sweep_remains
@@ -47,6 +48,7 @@ class Agent:
 
         paths = self._config.paths
         paths.make()
+        self._log_path = paths.log  # the same one for its whole life, whatever attempts it adopts
         self._reports = Reports(paths.state, self._config.attempt, self._config.rank)
         self._raising = threading.Lock()
         self._worker = self._make_worker()
@@ -107,6 +109,10 @@ class Agent:
     def events(self, cursor: int) -> dict[str, Any]:
         """Waits for entries with a number above `cursor` or new progress; see `Reports.wait`."""
         return self._reports.wait(cursor)
+
+    def log_part(self, offset: int, size_bytes: int) -> bytes:
+        """A piece of what the command wrote, for a server that does not see this machine's files."""
+        return read_part(self._log_path, offset, size_bytes)
 
     def stop(self, outcome: str, grace_s: float) -> None:
         self._worker.stop(outcome, grace_s)

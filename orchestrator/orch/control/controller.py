@@ -102,6 +102,7 @@ class Controller:
     def start(self) -> None:
         self.points.look()
         self.store.claim()
+        self._executor.logs.start()
         self._thread.start()
 
     # from any thread

@@ -23,6 +23,7 @@ from orch.control.failures import observed
 from orch.control.home import Home
 from orch.control.jobstorage import open_job_storage
 from orch.control.killpoints import KillPoints
+from orch.control.logcopies import LogCopies
 from orch.control.resuming import BranchGoneError, ensure_branch, record_resume
 from orch.control.rows import CommandRow
 from orch.control.store import Store, StoreAwayError, StoreTakenError, now_us
@@ -81,6 +82,7 @@ class Executor:
         self._store, self._cluster, self._home, self._root = store, cluster, home, home.root
         self._acts, self._points, self._lease_s = Acts(store, cluster), points, lease_s
         self._tell, self._watch, self._done = tell, watch, done
+        self.logs = LogCopies(home, cluster)
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="command")
         self._busy: set[str] = set()
         self._not_before: dict[int, float] = {}
@@ -168,6 +170,7 @@ class Executor:
                     avoid=sorted(cordoned(self._store.unfinished(), now_us())),
                 )
             case RemoveGang():
+                self.logs.finish(job)
                 self._end_agents(job)
                 self._acts.remove_gang(job, command.attempt)
                 self._until_gone(job, [command.attempt])
@@ -241,6 +244,7 @@ class Executor:
                 self._acts.call(handle, method, *arguments)
 
     def _close(self, job: str, command: CloseJob) -> None:
+        self.logs.finish(job)
         if command.sweep:
             for other, attempt, rank in self._cluster.agents():
                 handle = self._cluster.find_agent(job, attempt, rank) if other == job else None

@@ -225,6 +225,16 @@ class LogShipper:
 # reading
 
 
+def read_part(log_path: Path, offset: int, size_bytes: int) -> bytes:
+    """At most so much from there; empty where there is no log yet."""
+    try:
+        with log_path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size_bytes)
+    except FileNotFoundError:
+        return b""
+
+
 def times_path(log_path: Path) -> Path:
     return log_path.with_name(log_path.name + ".times")
 
