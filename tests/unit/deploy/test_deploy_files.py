@@ -286,9 +286,11 @@ def test_compose_names_exact_versions_and_keeps_to_itself() -> None:
 def test_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
     script = shutil.copy(DEPLOY / "container" / "secrets.sh", tmp_path)
     subprocess.run([script], check=True, timeout=30)
-    made = tmp_path / "secrets.env"
-    assert made.stat().st_mode & 0o777 == 0o600
-    found = dict(line.split("=", 1) for line in made.read_text().splitlines())
+    made, store = tmp_path / "secrets.env", tmp_path / "store.env"
+    assert {path.stat().st_mode & 0o777 for path in (made, store)} == {0o600}
+    assert "POSTGRES" not in made.read_text(), "workers have it too"
+    lines = (made.read_text() + store.read_text()).splitlines()
+    found = dict(line.split("=", 1) for line in lines)
     assert len(found["RAY_AUTH_TOKEN"]) == len(found["AWS_SECRET_ACCESS_KEY"]) == 48
     assert found["POSTGRES_PASSWORD"] in found["ORCH_STORE"]
     assert (
@@ -297,7 +299,7 @@ def test_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
     again = subprocess.run([script], check=False, capture_output=True, text=True, timeout=30)
     assert again.returncode == 1
     assert "remove it" in again.stderr
-    assert made.read_text().endswith("\n")
+    assert made.read_text().splitlines() == lines[:3]
 
 
 def test_the_linter_of_images_finds_nothing() -> None:
