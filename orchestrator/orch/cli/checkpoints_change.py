@@ -294,8 +294,8 @@ def export(
             "--to",
             metavar="FORMAT",
             show_default=False,
-            help="safetensors, torch (state dicts), torch-plain (one {epoch, model_state_dict, …}), or files (as the"
-            " script wrote them).",
+            help="safetensors, torch (state dicts), torch-plain (one {epoch, model_state_dict, …}), tensorflow,"
+            " or files (as the script wrote them).",
         ),
     ],
     into: Annotated[

@@ -299,7 +299,7 @@ def test_diff_between_jobs_as_a_document(cli, url, tmp_path):
 
 # all of them
 
-VERBS = ("list", "show", "verify", "diff", "pin", "unpin", "prune", "cp", "export", "rm")
+VERBS = ("list", "show", "verify", "diff", "pin", "unpin", "prune", "cp", "export", "rm", "import")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OWN_PART = "~orch"
 """What orch keeps of its own in the tree, beside the script's arguments."""
-FORMATS = ("safetensors", "torch", "torch-plain")
+FORMATS = ("safetensors", "torch", "torch-plain", "tensorflow")
 SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "torch-plain": ".pth"}
 HEADER_ALIGNMENT_BYTES = 8
 
@@ -67,6 +67,13 @@ def export(
             f"{content.point} holds files that a script wrote itself: export them with `--to files`"
         )
     chosen = _chosen(arguments_of(content), only)
+    if to == "tensorflow":
+        from orch_workers.checkpoint.exporting_tensorflow import write_tensorflow
+
+        if (into / "checkpoint").exists() and not replace:
+            raise FileExistsError(f"{into / 'checkpoint'} exists already")
+        into.mkdir(parents=True, exist_ok=True)
+        return [write_tensorflow(content, chosen, into, moved=moved)]
     files = _files(chosen, to, into)
     for path in files:
         if path.exists() and not replace:
