@@ -63,10 +63,13 @@ _BUCKET = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(?::[0-9]{
 
 # A secret in a job file would be kept in the store and shown by status; `secrets` is the place for it.
 _SECRET_OPTION = re.compile(
-    r"secret|secret_?(access_?)?key|aws_secret_access_key|aws_session_token|session_token|security_token|password"
-    r"|passwd|account_key|sas_token|connection_string|client_secret|private_key",
+    r".*(?:secret|passw|passphrase|credential|token|private_?key|account_?key|api_?key|access_?key(?!_?id)|shared_?key"
+    r"|connection_?string|(?:^|_)sas(?:_|$)).*",
     re.IGNORECASE,
 )
+_NO_SECRET = frozenset(("", "anon", "cloud", "cache", "browser", "google_default"))
+"""What such an option may say all the same: where a client is to look (gcsfs' `token`)."""
+_URL_WITH_PASSWORD = re.compile(r"//[^/@\s]*:[^/@\s]+@")
 
 
 def split_storage_url(url: str) -> tuple[str, str]:
@@ -157,7 +160,8 @@ def check_storage_options(options: dict[str, Any]) -> list[Problem]:
         if forbidden_host(host)
     ]
     for key, value in _walk(options):
-        if _SECRET_OPTION.fullmatch(key) and value is not None:
+        hidden = _SECRET_OPTION.fullmatch(key) and _may_be_secret(value)
+        if hidden or (isinstance(value, str) and _URL_WITH_PASSWORD.search(value)):
             message = (
                 f"the option {shown(key)} would be stored and shown: name the credential under `secrets` "
                 "(for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and remove it here"
@@ -166,6 +170,10 @@ def check_storage_options(options: dict[str, Any]) -> list[Problem]:
         elif isinstance(value, float) and not math.isfinite(value):
             problems.append(Problem(f"the option {shown(key)} is {value}", allowed="finite numbers"))
     return problems
+
+
+def _may_be_secret(value: Any) -> bool:
+    return not (value is None or isinstance(value, bool) or (isinstance(value, str) and value in _NO_SECRET))
 
 
 def _walk(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:

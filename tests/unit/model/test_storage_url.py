@@ -110,6 +110,16 @@ def test_splitting():
         {"Password": "hush"},
         {"client_kwargs": {"aws_secret_access_key": "hush"}},
         {"a": [{"b": {"account_key": "hush"}}]},
+        {"token": "hush"},
+        {"session_token": "hush"},
+        {"accessKeySecret": "hush"},
+        {"sas_token": "hush"},
+        {"sas": "hush"},
+        {"connection_string": "AccountKey=hush"},
+        {"key_file_passphrase": "hush"},
+        {"api_key": 7},
+        {"endpoint_url": "https://me:hush@example.org"},
+        {"config_kwargs": {"proxies": {"https": "http://me:hush@127.0.0.1:3128"}}},
     ],
 )
 def test_secrets_do_not_stand_in_options(options):
@@ -124,6 +134,10 @@ def test_harmless_options():
         "client_kwargs": {"endpoint_url": "http://127.0.0.1:1"},
         "n": 1.5,
         "secret": None,
+        "token": "google_default",
+        "aws_access_key_id": "AKIA",
+        "request_checksum_calculation": "when_required",
+        "read_timeout": 5,
     }
     assert check_storage_options(options) == []
 
@@ -132,7 +146,7 @@ LINK_LOCAL = (
     "http://169.254.169.254",
     "https://169.254.169.254:443/latest",
     "http://169.254.170.2",
-    "http://user:word@169.254.169.254/",
+    "http://user@169.254.169.254/",
     "http://2852039166",
     "http://0xA9FEA9FE/",
     "http://0251.0376.0251.0376",
