@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 GRANULARITY = 10_000
 """Ray counts resources in ten-thousandths; comparing whole numbers of them avoids 0.1 + 0.2 > 0.3."""
@@ -22,6 +22,8 @@ class Request:
     cpus: float = 1.0
     gpus: float = 0.0
     memory_bytes: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What each machine must be labelled: a value, `!value`, `in(a,b)` or `!in(a,b)`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Node:
     cpus: float
     gpus: float
     memory_bytes: int
+    labels: Mapping[str, str] | None = None
+    """None: not known, so it may have any."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,20 @@ def _units(amount: float) -> int:
     return round(amount * GRANULARITY)
 
 
+def has_labels(node: Node, labels: Mapping[str, str]) -> bool:
+    """As Ray compares them: a label that a node does not have is like no value, and unlike each."""
+    return node.labels is None or all(_agrees(node.labels.get(name), rule) for name, rule in labels.items())
+
+
+def _agrees(value: str | None, rule: str) -> bool:
+    wanted = rule.removeprefix("!")
+    listed = wanted[3:-1].replace(" ", "").split(",") if wanted.startswith("in(") else [wanted]
+    return (value in listed) != rule.startswith("!")
+
+
 def _workers_on(request: Request, node: Node) -> int:
+    if not has_labels(node, request.labels):
+        return 0
     pairs = [
         (_units(request.cpus), _units(node.cpus)),
         (_units(request.gpus), _units(node.gpus)),
@@ -91,7 +108,11 @@ def _workers_on(request: Request, node: Node) -> int:
 
 def _no_room(request: Request, nodes: Sequence[Node]) -> str:
     """Not even one worker fits: which measure is too small everywhere."""
-    short = []
+    labelled = [node for node in nodes if has_labels(node, request.labels)]
+    if not labelled:
+        asked = ", ".join(f"{name}: {rule}" for name, rule in request.labels.items())
+        return f"no node is labelled {asked}"
+    nodes, short = labelled, []
     if request.cpus and max(_units(node.cpus) for node in nodes) < _units(request.cpus):
         short.append(
             f"CPUs: {request.cpus:g} asked, {max(node.cpus for node in nodes):g} at most on one node"

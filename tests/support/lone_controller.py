@@ -65,7 +65,13 @@ class Folder(Cluster):
         return Fate()
 
     def request_gang(
-        self, job_id: str, attempt: int, bundle: object, workers: int, avoid: object = ()
+        self,
+        job_id: str,
+        attempt: int,
+        bundle: object,
+        workers: int,
+        avoid: object = (),
+        placement: object = None,
     ) -> None:
         self._act("request_gang", attempt)
         (self._root / "gangs" / f"{job_id}.{attempt}").touch()

@@ -53,13 +53,14 @@ class Node:
         inside: Sequence[str] = (),
         head_port: int | None = None,
         apart: bool = False,
+        labels: str = "",
     ) -> None:
         """Begins to start; `ready` waits for it, and only then another may begin: Ray gives two that start at once the
         same names for their sockets, and one of them dies.
 
         `inside`: a command that runs another one in a network namespace. `head_port`: it is the head of a cluster,
         which the server joins later. `apart`: on a machine of its own, as the server sees it, which does not count
-        these processes among those of its home.
+        these processes among those of its home. `labels`: as `ray start` takes them.
         """
         self.server, self._ip, self._inside, self._head_port, self._apart = (
             server,
@@ -68,7 +69,7 @@ class Node:
             head_port,
             apart,
         )
-        self._resources = (f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+        self._resources = (f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--labels={labels}")
         self.folder = Path(tempfile.mkdtemp(prefix="orch-node-"))
         self.id = ""
         self.used = False

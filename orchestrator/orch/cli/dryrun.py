@@ -64,8 +64,8 @@ def _placement(spec: JobSpec, cluster: str | None) -> Document:
             return {"placeable": None, "reason": f"not checked: {error.message}"}
     from orch_policies.placement import Request, fits
 
-    asked = spec.resources
-    request = Request(asked.workers, asked.cpus, asked.gpus, asked.memory_bytes or 0)
+    asked, labels = spec.resources, dict(spec.placement.labels)
+    request = Request(asked.workers, asked.cpus, asked.gpus, asked.memory_bytes or 0, labels)
     fit = fits(request, [_this_machine(target)])
     reason = f"no server runs; on one started here: {fit.reason}"
     return {"placeable": fit.fits, "reason": reason, "storage": _storage(spec, target)}

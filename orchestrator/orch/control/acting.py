@@ -20,10 +20,16 @@ class Acts:
         self._store, self._cluster = store, cluster
 
     def request_gang(
-        self, job: str, attempt: int, bundle: Mapping[str, float], workers: int, avoid: Sequence[str] = ()
+        self,
+        job: str,
+        attempt: int,
+        bundle: Mapping[str, float],
+        workers: int,
+        avoid: Sequence[str] = (),
+        placement: Mapping[str, Any] | None = None,
     ) -> None:
         self._store.assert_held()
-        self._cluster.request_gang(job, attempt, bundle, workers, avoid=avoid)
+        self._cluster.request_gang(job, attempt, bundle, workers, avoid=avoid, placement=placement)
 
     def remove_gang(self, job: str, attempt: int) -> None:
         self._store.assert_held()

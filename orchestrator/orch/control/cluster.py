@@ -20,6 +20,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orch.model.errors import NoServer
+from orch.model.labels import NODE_LABEL
 from orch_workers.actor_names import CONTROLLER_NAME, NAMESPACE, agent_name, agents_among
 
 CONTROLLER_CONCURRENCY = 8
@@ -28,8 +29,6 @@ HEAD_SHARE = 0.001
 """Of the one unit that every head node has: whoever takes a part of it is placed there."""
 AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
-NODE_LABEL = "ray.io/node-id"
-"""Ray gives it to every node."""
 CALL_LIMIT_S = 10.0
 EVIDENCE_CHARS_MAX = 400
 PROBE_LIMIT_S = 0.3
@@ -49,6 +48,7 @@ class Node:
     cpus: float
     gpus: float
     memory_bytes: float
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Cluster:
                 cpus=node["Resources"].get("CPU", 0.0),
                 gpus=node["Resources"].get("GPU", 0.0),
                 memory_bytes=node["Resources"].get("memory", 0.0),
+                labels=node.get("Labels"),
             )
             for node in ray.nodes()
             if node["Alive"]
@@ -111,20 +112,30 @@ class Cluster:
     # gangs
 
     def request_gang(
-        self, job_id: str, attempt: int, bundle: Mapping[str, float], workers: int, avoid: Sequence[str] = ()
+        self,
+        job_id: str,
+        attempt: int,
+        bundle: Mapping[str, float],
+        workers: int,
+        avoid: Sequence[str] = (),
+        placement: Mapping[str, Any] | None = None,
     ) -> None:
-        """Asks for the gang, on none of the nodes in `avoid`; a repeat for a name that exists is harmless."""
+        """Asks for the gang, on none of the nodes in `avoid`, and as the job's `placement` says; a repeat for a name
+        that exists is harmless.
+        """
         if self._gang_row(job_id, attempt) is not None:
             return
-        elsewhere: dict[str, Any] = {}
+        asked = placement or {}
+        where: dict[str, Any] = dict(asked.get("labels") or {})
         if avoid:
-            elsewhere["bundle_label_selector"] = [{NODE_LABEL: f"!in({','.join(avoid)})"}] * workers
+            where[NODE_LABEL] = f"!in({','.join(avoid)})"
+        selected: dict[str, Any] = {"bundle_label_selector": [where] * workers} if where else {}
         placement_group(
             [dict(bundle)] * workers,
-            strategy="PACK",
+            strategy=str(asked.get("workers") or "pack").upper(),
             name=gang_name(job_id, attempt),
             lifetime="detached",  # otherwise it dies with the controller and takes the agents along
-            **elsewhere,
+            **selected,
         )
 
     def gang_granted(self, job_id: str, attempt: int) -> bool:

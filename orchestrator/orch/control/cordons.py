@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 
 def request_of(spec: Mapping[str, Any]) -> Request:
     """What a job's gang asks for."""
-    resources = JobSpec.model_validate(spec).resources
+    asked = JobSpec.model_validate(spec)
+    resources = asked.resources
     return Request(
         workers=resources.workers,
         cpus=float(resources.cpus),
         gpus=float(resources.gpus),
         memory_bytes=int(resources.memory_bytes or 0),
+        labels=dict(asked.placement.labels),
     )
+
+
+def room_on(node: ClusterNode) -> Node:
+    """In all, not what is free."""
+    return Node(node.address, node.cpus, node.gpus, int(node.memory_bytes), node.labels)
 
 
 def cordoned(jobs: Iterable[JobState], now_us: int) -> dict[str, int]:
@@ -43,7 +50,7 @@ def cordoned(jobs: Iterable[JobState], now_us: int) -> dict[str, int]:
 
 def why_held(request: Request, nodes: Sequence[ClusterNode], cordons: Mapping[str, int]) -> str:
     """Why a job waits for a cordon to end; empty where it need not: there is room elsewhere, or nowhere at all."""
-    here = {node.node_id: Node(node.address, node.cpus, node.gpus, int(node.memory_bytes)) for node in nodes}
+    here = {node.node_id: room_on(node) for node in nodes}
     open_nodes = [node for node_id, node in here.items() if node_id not in cordons]
     if fits(request, open_nodes).fits or not fits(request, list(here.values())).fits:
         return ""

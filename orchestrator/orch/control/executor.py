@@ -168,6 +168,7 @@ class Executor:
                     bundle_of(spec),
                     spec["resources"]["workers"],
                     avoid=sorted(cordoned(self._store.unfinished(), now_us())),
+                    placement=spec.get("placement"),
                 )
             case RemoveGang():
                 self.logs.finish(job)

@@ -14,7 +14,7 @@ from pathlib import Path
 from orch.control import resuming, views
 from orch.control.configs import budgets_of, storage_of
 from orch.control.controller import Controller
-from orch.control.cordons import request_of
+from orch.control.cordons import request_of, room_on
 from orch.control.jobrecord import StoredJob, job_record
 from orch.control.jobstorage import open_job_storage, open_spec_storage
 from orch.control.lifecycle_common import attempt_to_ask_for
@@ -238,9 +238,7 @@ class Operations:
 
     def _placement(self, spec: JobSpec) -> PlacementCheck:
         request = request_of(spec.model_dump(mode="json"))
-        nodes = [
-            Node(n.address, n.cpus, n.gpus, int(n.memory_bytes)) for n in self._controller.cluster.nodes()
-        ] + self._to_come
+        nodes = [room_on(node) for node in self._controller.cluster.nodes()] + self._to_come
         fit = fits(request, nodes)
         url, _ = storage_of(spec)
         return PlacementCheck(

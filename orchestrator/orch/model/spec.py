@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from orch.model import fields, ids
+from orch.model.labels import LABELS_MAX, Label, LabelRule
 from orch.model.problems import Problem, shown
 from orch.model.storage_url import check_storage_options, check_storage_url
 
@@ -92,6 +93,15 @@ class Resources(_Model):
     """CPU cores of each worker."""
     memory_bytes: fields.Size | None = Field(default=None, alias="memory")
     """Memory of each worker, such as 8GiB. Without it, memory is not counted when the job is placed."""
+
+
+class Placement(_Model):
+    """On which machines the workers go."""
+
+    labels: dict[Label, LabelRule] = Field(default={}, max_length=LABELS_MAX)
+    """Labels that every machine of the job must have: `market-type: spot`, `!spot`, `in(a,b)`, `!in(a,b)`."""
+    workers: Annotated[Literal["pack", "spread"], fields.choice("pack", "spread")] = "pack"
+    """On as few machines as hold them, or on as many as there are."""
 
 
 class StorageSpec(_Model):
@@ -356,6 +366,8 @@ class JobSpec(_Model):
     """An own Python environment."""
     resources: Resources = Resources()
     """How many workers, and the GPUs, CPU cores and memory of each."""
+    placement: Placement = Placement()
+    """Labels of the machines that the workers go to, and whether on few or on many of them."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """Where the state is kept, when it is saved, and for how long."""
     metrics: dict[fields.MetricName, fields.Expression] = Field(default={}, max_length=fields.METRICS_MAX)

@@ -88,3 +88,34 @@ def test_nodes_of_one_name_all_count():
     assert fit.fits
     assert fit.workers_max == 3
     assert "2 on host, 1 on host" in fits(Request(workers=9, cpus=4), [BIG_HOST, SMALL_HOST]).reason
+
+
+SPOT = Node("spot", 8, 2, 32 * GIB, {"market-type": "spot", "ray.io/accelerator-type": "H100"})
+STEADY = Node("steady", 4, 1, 32 * GIB, {"market-type": "on-demand"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "workers_max"),
+    [
+        ({}, 12),
+        ({"market-type": "spot"}, 8),
+        ({"market-type": "!spot"}, 4),
+        ({"market-type": "in(spot,on-demand)"}, 12),
+        ({"ray.io/accelerator-type": "!in(A100, H100)"}, 4),
+        ({"market-type": "in(spot, on-demand)", "ray.io/accelerator-type": "H100"}, 8),
+    ],
+)
+def test_only_machines_with_the_labels_count(labels, workers_max):
+    assert fits(Request(workers=1, labels=labels), [SPOT, STEADY]).workers_max == workers_max
+
+
+def test_a_label_that_no_machine_has_is_named():
+    fit = fits(Request(workers=1, labels={"market-type": "reserved"}), [SPOT, STEADY])
+    assert not fit.fits
+    assert fit.reason == "asked: 1 worker with 1 CPUs; no node is labelled market-type: reserved"
+    assert fits(Request(labels={"market-type": "reserved"}), [Node("to come", 8, 0, GIB)]).fits, "not known"
+
+
+def test_what_is_too_large_is_measured_on_the_machines_with_the_labels():
+    fit = fits(Request(cpus=6, labels={"market-type": "on-demand"}), [SPOT, STEADY])
+    assert fit.reason.endswith("CPUs: 6 asked, 4 at most on one node")

@@ -51,7 +51,9 @@ def test_all_ranks_go_back_to_before_the_first_bad_value(machine):
     assert machine.files("quarantine") == [f"{G1}/000000000015.json"]
     leader.wait_note("loss is nan at step 15; the checkpoints of steps 15 are marked poisoned")
     for member in gang.ranks.values():
-        assert member.worker._launcher.leave_out == ((1, 2), 15), "every rank leaves out the same"
+        launcher = member.worker._launcher
+        assert launcher is not None
+        assert launcher.leave_out == ((1, 2), 15), "every rank leaves out the same"
     assert machine.committed()[-1] == (G2, 30)
 
 

@@ -19,7 +19,7 @@ from orch_workers.checkpoint.fencing import confirm
 from orch_workers.gang.keeper import GangKeeper, point_of, stretch_of, where_of
 from orch_workers.gang.leader import Candidate
 from orch_workers.gang.sharing import Where
-from orch_workers.gang.words import UP, Point, Report, Rollback
+from orch_workers.gang.words import UP, End, Point, Report, Rollback
 from orch_workers.keeper import COMMITTED_REMEMBERED, Keeper
 from orch_workers.restoring import LISTS_MAX
 
@@ -303,6 +303,13 @@ class LeaderKeeper(GangKeeper):
         super().close()
         with self._commits:
             self._commits.notify_all()
+
+
+def known_bad(keeper: object, end: End) -> list[tuple[str, int]]:
+    """Checkpoints of the stretch in which the loss was bad, as far as they are known."""
+    if end.stretch is None or not isinstance(keeper, LeaderKeeper):
+        return []
+    return keeper.known_bad(end.stretch["bad_step"])
 
 
 def _may_write(report: Report, where: Where) -> bool:

@@ -25,7 +25,7 @@ from orch_workers.exits import Exit
 from orch_workers.gang.files import LeaderFilesKeeper, OtherFilesKeeper
 from orch_workers.gang.keeper import GangKeeper
 from orch_workers.gang.leader import AGREE_SHARE, Leader
-from orch_workers.gang.leader_keeper import LeaderKeeper
+from orch_workers.gang.leader_keeper import LeaderKeeper, known_bad
 from orch_workers.gang.member import Member, first_report
 from orch_workers.gang.rendezvous import fresh_port, lane_of
 from orch_workers.gang.sharing import KINDS, Sharing
@@ -233,19 +233,13 @@ class GangWorker(Worker):
                 detect_s=max(0.0, (time.time_ns() // 1000 - end.at_us) / 1e6),
             ),
             traceback=end.traceback,
-            poisoned=self._known_bad(end),
+            poisoned=known_bad(self._holdings, end),
         )
         decision = replace(decision, reason=f"rank {rank}: {decision.reason}")
         if decision.action != "fail":
             # In the journal on disk before it is acted on: write down, then act.
             self._reports.add(restart_decided(following, failure, decision, end.step))
         return decision
-
-    def _known_bad(self, end: End) -> list[tuple[str, int]]:
-        keeper = self._holdings
-        if end.stretch is None or not isinstance(keeper, LeaderKeeper):
-            return []
-        return keeper.known_bad(end.stretch["bad_step"])
 
     def fail(self, rank: int, end: End, reason: str) -> None:
         if end.stretch is not None and isinstance(self._holdings, LeaderKeeper):
