@@ -9,6 +9,10 @@ import tensorflow as tf
 from orch_workers.checkpoint import Catalog, Checkpointer, CheckpointError, open_storage
 from orch_workers.checkpoint.content import Content
 from orch_workers.checkpoint.exporting import export
+from orch_workers.checkpoint.reader import restore
+from orch_workers.training.fitting import StartRules, put_what_fits
+from orch_workers.training.objects import make_handler
+from orch_workers.training.snapshot import Adapters, Stored
 
 
 class Net(tf.Module):
@@ -51,3 +55,31 @@ def test_what_is_no_variable_is_noted(tmp_path):
     only = content_of(tmp_path / "values", history=[1, 2])
     with pytest.raises(CheckpointError, match="no tensors"):
         export(only, "tensorflow", tmp_path / "none")
+
+
+class Renamed(tf.Module):
+    """The same under another name, with a scale of another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [tf.Variable([0.0, 0.0]), tf.Variable([[0.0]])]
+        self.scale = tf.Variable([1.0, 1.0], dtype=tf.float64)
+        self.fresh = tf.Variable(5.0)
+
+
+def test_a_job_begins_with_what_fits_of_another_s_network(tmp_path):
+    old = Net(3.0)
+    del old.again  # else that is its name: the shortest path that leads there
+    content = content_of(tmp_path, net=old)
+    _, path = restore(content.catalog, content.point, 0, tmp_path / "slot")
+    adapters, net = Adapters(), Renamed()
+    stored = Stored(path, adapters.codecs())
+    handler = make_handler("net", {"net": net}, adapters.active(), {})
+    report = put_what_fits([handler], stored, StartRules(("net",), (("layers*", "blocks*"),)))
+    stored.close()
+    assert net.blocks[0].numpy().tolist() == [3.0, 4.0]
+    assert net.blocks[1].numpy().tolist() == [[3.0]]
+    assert (net.scale.numpy().tolist(), net.fresh.numpy()) == ([1.0, 1.0], 5.0)
+    assert len(report.loaded) == 2
+    assert report.reshaped == ["net.scale ([] there, [2] here)"]
+    assert report.missing == ["net.fresh"]
