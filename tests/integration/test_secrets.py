@@ -18,6 +18,8 @@ from support.server import Server, wait_for
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_jobs")]
 
 SECRET = "Zq7-very-secret-value-Xw9"
+UNNAMED = "Jv4-nobody-has-named-this-Pk2"
+"""In the environment of whoever submits, as so much is: it goes nowhere at all."""
 RUN = "echo the key is $TEST_KEY; test ${#TEST_KEY} = 25 && echo it is whole; %s; echo $TEST_KEY >&2; false"
 RAY_STATE = """
 import sys, json, ray
@@ -48,7 +50,7 @@ def _raw(server: Server, path: str) -> bytes:
 
 @pytest.fixture
 def submitter(server: Server) -> Server:
-    return Server(server.home, {"TEST_KEY": SECRET})
+    return Server(server.home, {"TEST_KEY": SECRET, "UNNAMED_KEY": UNNAMED})
 
 
 def test_while_it_runs_and_after(server: Server, submitter: Server, tmp_path: Path) -> None:
@@ -79,15 +81,25 @@ def test_while_it_runs_and_after(server: Server, submitter: Server, tmp_path: Pa
     assert state["size"] > 10_000
     assert not state["there"]
 
+    _assert_nobody_shows_it()
     gate.open()
     server.wait(job, check=1)
     _assert_nowhere(server, job)
 
 
+def _assert_nobody_shows_it() -> None:
+    """On the whole machine: no process in its arguments, and no shared memory (Ray's objects, snapshots, pages)."""
+    for process in psutil.process_iter():
+        assert SECRET not in " ".join(_asked(process.cmdline, [])), process
+    for path in Path("/dev/shm").rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in _content(path), path
+
+
 def _asked(ask, otherwise):
     try:
         return ask()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return otherwise
 
 
@@ -115,6 +127,8 @@ def _assert_nowhere(server: Server, job: str) -> None:
         # The log of this machine is what the command wrote, readable by the owner alone.
         if path.is_file() and not path.is_relative_to(raw_log):
             assert SECRET.encode() not in _content(path), path
+        if path.is_file():
+            assert UNNAMED.encode() not in _content(path), path
 
 
 def _content(path: Path) -> bytes:
