@@ -296,13 +296,11 @@ class Stop(_Model):
     """After so many evaluations that were no better."""
 
 
-class StartFrom(_Model):
+class StartFrom(StorageSpec):
     """Another job's checkpoint that this one begins with; `orch submit --from` sets it."""
 
     url: fields.Text
     """The other job's folder in storage: an absolute path, or a URL such as s3://bucket/prefix/digits-x7k2m."""
-    options: dict[str, JsonValue] = Field(default={}, max_length=OPTIONS_MAX)
-    """Options of the fsspec file system, such as endpoint_url."""
     step: Annotated[int, fields.whole(0, STEPS_MAX)]
     """Which checkpoint."""
     generation: Annotated[str, StringConstraints(pattern=r"^[0-9]{6,9}[.][0-9]{6,9}$")]
@@ -318,12 +316,6 @@ class StartFrom(_Model):
         for old, new in value.items():
             if old.count("*") > 1 or new.count("*") > old.count("*"):
                 fields.refuse(f"{old}={new} has too many *", allowed="old.*=new.*, with one * on each side")
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _safe_options(cls, value: dict[str, Any]) -> dict[str, Any]:
-        fields.refuse_first(check_storage_options(value))
         return value
 
     @field_validator("url")
