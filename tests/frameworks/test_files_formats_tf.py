@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from orch_workers.files.sets import examine_set
 from support.cuts import Recorded, examined
+from support.file_versions import G1, Scene
 
 CUTS = 3
 
@@ -139,3 +140,25 @@ def test_the_v1_saver_s_files(tmp_path):
     assert look(tmp_path) == ("", 600)
     paths = files_below(tmp_path)
     assert examine_set(paths, sorted(paths)).unknown == []
+
+
+def test_a_graph_with_its_collections_comes_back_from_storage(tmp_path):
+    """`.meta` is part of the version, and import_meta_graph finds in it what the script had put there."""
+    scene, v1 = Scene(tmp_path), tf.compat.v1
+    scene.catalog.begin_generation(G1)
+    with tf.Graph().as_default(), v1.Session() as session:
+        weights = v1.get_variable("w", shape=(3,), initializer=v1.ones_initializer())
+        v1.add_to_collection("outputs", tf.identity(weights * 2, name="doubled"))
+        session.run(weights.initializer)
+        v1.train.Saver().save(session, str(scene.work / "model.ckpt"), global_step=7)
+    back = tmp_path / "back"
+    back.mkdir()
+    for name, content in scene.fetched(scene.commit(1)).items():
+        (back / name).write_bytes(content)
+    assert {path.name.rpartition(".")[2] for path in back.iterdir()} >= {"meta", "index", "checkpoint"}
+    with tf.Graph().as_default(), v1.Session() as session:
+        saver = v1.train.import_meta_graph(str(back / "model.ckpt-7.meta"))
+        saver.restore(session, str(back / "model.ckpt-7"))
+        (outputs,) = v1.get_collection("outputs")
+        assert outputs.name == "doubled:0"
+        assert session.run(outputs).tolist() == [2.0, 2.0, 2.0]

@@ -46,7 +46,12 @@ class Hold(v1.train.SessionRunHook):
 
 def model_fn(features, labels, mode):
     """As in TensorFlow's guide of checkpoints: an object-based checkpoint out of an Estimator."""
-    net = tf.keras.Sequential([tf.keras.layers.Dense(8, "tanh"), tf.keras.layers.Dense(3)])
+    # Keras 2 begins a graph's weights from seeds of its own, other ones in every process.
+    first, second = (tf.keras.initializers.GlorotUniform(seed=seed) for seed in (1, 2))
+    layers = tf.keras.layers
+    net = tf.keras.Sequential(
+        [layers.Dense(8, "tanh", kernel_initializer=first), layers.Dense(3, kernel_initializer=second)]
+    )
     optimizer = tf.keras.optimizers.legacy.Adam(0.1)
     checkpoint = tf.train.Checkpoint(step=v1.train.get_global_step(), optimizer=optimizer, net=net)
     with tf.GradientTape() as tape:

@@ -14,7 +14,7 @@ def test_it_holds_the_training_side_and_nothing_else(tmp_path):
     assert "orch/__init__.py" in names
     assert "orch_workers/__init__.py" in names
     assert "orch_workers/training/slots.py" in names
-    rest = {"orch/__init__.py", "orch/keras.py", "orch/tensorflow.py", "orch_workers/__init__.py"}
+    rest = {f"orch/{name}" for name in bundle.ORCH_FILES} | {"orch_workers/__init__.py"}
     hook = {name for name in names if name.startswith(f"{bundle.HOOK_FOLDER}/")}
     assert f"{bundle.HOOK_FOLDER}/sitecustomize.py" in hook
     assert all(name in rest | hook or name.startswith("orch_workers/training/") for name in names)

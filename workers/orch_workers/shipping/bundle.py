@@ -17,7 +17,7 @@ HOOK_FOLDER = "~start"
 can import.
 """
 HOOK_PACKAGE = "orch_standby"
-ORCH_FILES = ("__init__.py", "keras.py", "tensorflow.py")
+ORCH_FILES = ("__init__.py", "huggingface.py", "keras.py", "lightning.py", "tensorflow.py")
 """Of the package that users import, what has a meaning inside a training process."""
 FILES_MAX = 1_000
 """More would mean that a wrong folder was taken for our package."""
