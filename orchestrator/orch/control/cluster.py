@@ -33,6 +33,7 @@ CALL_LIMIT_S = 10.0
 EVIDENCE_CHARS_MAX = 400
 PROBE_LIMIT_S = 0.3
 """For a connection to a raylet, when one of its actors has just died."""
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+).*Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NODE_DIED = re.compile(r"node (?:has )?died.*?Node Id: ([0-9a-f]{56})", re.IGNORECASE | re.DOTALL)
 
@@ -235,6 +236,18 @@ class Cluster:
         future.add_done_callback(answered)
 
 
+def _why_unusable(address: str, ray_says: str) -> str:
+    """In one sentence where Ray needs six lines: its versions differ, and Python's, to the last number."""
+    unlike = _VERSIONS.search(ray_says)
+    if unlike is None:
+        return f"the Ray cluster at {address} cannot be used from here: {ray_says}"
+    theirs_ray, theirs_python, ours_ray, ours_python = unlike.groups()
+    return (
+        f"the Ray cluster at {address} runs Ray {theirs_ray} on Python {theirs_python}, and here is Ray {ours_ray}"
+        f" on Python {ours_python}: they must be the same; run orch in an environment that has the cluster's versions"
+    )
+
+
 def start_controller(
     actor_class: type,
     arguments: tuple[Any, ...],
@@ -258,11 +271,8 @@ def start_controller(
             runtime_env=None if code is None else {"py_modules": code},
             **own,
         )
-    except (
-        RuntimeError,
-        ConnectionError,
-    ) as error:  # versions of Ray and Python must match to the patch level
-        raise NoServer(f"the Ray cluster at {address} cannot be used from here: {error}") from error
+    except (RuntimeError, ConnectionError) as error:
+        raise NoServer(_why_unusable(address, str(error))) from error
     try:
         if not any(node["Alive"] and HEAD_RESOURCE in node["Resources"] for node in ray.nodes()):
             raise NoServer(f"the Ray cluster at {address} has no head node that is alive")

@@ -176,7 +176,7 @@ def worker_ended(job: JobState, event: WorkerEnded, now_us: int) -> Step:
     if job.resuming:  # whatever it ended with meanwhile, it is to begin anew
         return _leave(job, now_us, event.reason)
     if event.outcome == "succeeded":
-        return _succeeded(job) or Step(job, (), f"rank {event.rank} is done; the leader says when the job is")
+        return _succeeded(job) or _done(job, event.rank, now_us)
     if event.outcome in {"left", "stopped"}:
         return _leave(job, now_us, event.reason)
     return closing(
@@ -188,6 +188,15 @@ def worker_ended(job: JobState, event: WorkerEnded, now_us: int) -> Step:
             traceback=event.traceback,
         ),
     )
+
+
+def _done(job: JobState, rank: int, now_us: int) -> Step:
+    """The leader says when the job is over. Where it has gone from a place that is given up, nobody will: from what all
+    saved last, the next attempt soon finds that everything is done.
+    """
+    if leaving(job) and not awaited(job):
+        return _leave(job, now_us, job.reason)
+    return Step(job, (), f"rank {rank} is done; the leader says when the job is")
 
 
 def worker_ended_stopping(job: JobState, event: WorkerEnded, _now_us: int) -> Step:

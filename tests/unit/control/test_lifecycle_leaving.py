@@ -129,3 +129,16 @@ def test_a_cancel_goes_before_a_preemption():
     assert job.ending is not None
     assert job.ending.state is State.CANCELLED
     assert charges(job).preemptions == 0
+
+
+def test_the_last_one_is_done_in_a_place_that_is_given_up_and_the_leader_is_gone():
+    """Seed 1094589 of the simulation: nobody would have said that the job is over, and nobody placed it again."""
+    job, _ = begin(ev.Submitted(job="digits-x1", workers=2, budgets={"max_failures": 3}), 0)
+    up = [ev.AgentUp(attempt=1, rank=rank, node="a") for rank in (0, 1)]
+    started = [ev.ProcessStarted(generation=Generation(1, 1), rank=rank) for rank in (0, 1)]
+    job, _ = told(job, ev.TurnCame(), ev.GangGranted(attempt=1), *up, *started)
+    job, _ = told(job, ev.PreemptRequested(grace_s=10), LOST)
+    assert job.state is State.RUNNING, "the other one has something to save"
+    job, commands = told(job, ev.WorkerEnded(attempt=1, rank=1, outcome="succeeded"))
+    assert (job.state, commands) == (State.QUEUED, [cmd.RemoveGang(attempt=1)])
+    assert (charges(job).preemptions, charges(job).failures) == (1, 0)
