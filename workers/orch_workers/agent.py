@@ -51,6 +51,7 @@ class Agent:
         self._log_path = paths.log  # the same one for its whole life, whatever attempts it adopts
         self._reports = Reports(paths.state, self._config.attempt, self._config.rank)
         self._raising = threading.Lock()
+        self._swept = False
         self._worker = self._make_worker()
         node_id = ray.get_runtime_context().get_node_id()
         self._leaving = Leaving(
@@ -134,7 +135,7 @@ class Agent:
         """
         with self._raising:
             old = self._worker
-            if attempt <= self._config.attempt or not isinstance(old, GangWorker):
+            if self._swept or attempt <= self._config.attempt or not isinstance(old, GangWorker):
                 return
             if old.ended and old.outcome != "succeeded":
                 return
@@ -154,7 +155,10 @@ class Agent:
         self._watcher.stop()
         self._contact.stop()
         self._worker.halt()
-        sweep_job(self._config.paths)
+        with self._raising:  # a worker that took over after this would make the job's folders anew
+            self._swept = True
+            self._worker.halt()
+            sweep_job(self._config.paths)
 
     def _on_term(self) -> None:
         """The machine goes down, as far as anybody can know. Once its worker has ended, the agent goes at once."""

@@ -208,6 +208,8 @@ class Keeper(Speaking):
 
     def _make_restore_file(self, size_bytes: int) -> Path:
         with self._lock:
+            if self._stopping.is_set():
+                raise InterruptedError("stopped")  # what is made now nobody would remove
             return self._staging.make_restore_file(size_bytes)
 
     def restored(self, *, loaded: bool) -> None:

@@ -429,10 +429,7 @@ def job_schema() -> dict[str, Any]:
 
 
 def unsupported(spec: JobSpec) -> list[Problem]:
-    """What the spec asks for and this version cannot do yet. The one place that says so.
-
-    Submit refuses these: a job that silently lacked what it asked for would be worse.
-    """
+    """What the spec asks for and this version cannot do yet; submit refuses it. The one place that says so."""
     return [
         Problem(f"{what} is not possible in this version of orch: {instead}", path=path)
         for path, what, instead, asks in NOT_YET
