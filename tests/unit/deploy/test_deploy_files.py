@@ -246,6 +246,19 @@ def test_rays_cluster_launcher_accepts_the_file(launcher: Any) -> None:
         launcher.validate_config(launcher.prepare_config(cluster | {"head_type": "head"}))
 
 
+def test_ray_accepts_the_labels_of_machines() -> None:
+    """Those that begin with ray.io/ are Ray's own to give: `ray start` would end."""
+    from ray._private.label_utils import validate_node_labels
+
+    [aws] = documents("aws", "cluster.yaml")
+    [cluster] = documents("kuberay", "raycluster.yaml")
+    groups = [*aws["available_node_types"].values(), *cluster["spec"]["workerGroupSpecs"]]
+    labels = [group["labels"] for group in groups if "labels" in group]
+    assert len(labels) == 6
+    for found in labels:
+        validate_node_labels(found)
+
+
 def test_on_aws_the_head_is_on_demand_and_the_rest_is_not() -> None:
     [cluster] = documents("aws", "cluster.yaml")
     types = cluster["available_node_types"]
@@ -256,7 +269,7 @@ def test_on_aws_the_head_is_on_demand_and_the_rest_is_not() -> None:
     for one in types.values():
         assert one["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert one["node_config"]["MetadataOptions"]["HttpPutResponseHopLimit"] == 2
-        assert one["labels"] == {"ray.io/market-type": "spot"}
+        assert one["labels"] == {"market-type": "spot"}
 
 
 # Containers
