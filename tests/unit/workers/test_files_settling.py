@@ -7,10 +7,12 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from orch_workers.files import matching
+from orch_workers.files.looking import Looker
 from orch_workers.files.matching import Signature, TooManyError, find
 from orch_workers.files.settling import BUSY_AFTER_S, QUIET_SET_S, Settling
 from orch_workers.files.writers import open_for_writing
@@ -206,3 +208,21 @@ def test_a_changed_file_has_another_signature(tmp_path):
         return find(str(tmp_path), ["a"]) != first
 
     wait_for("its time stamp moves", rewritten, 5)
+
+
+def test_what_python_compiles_is_no_hint(tmp_path):
+    """A job in a fresh environment writes hundreds of compiled modules before its first checkpoint."""
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    for folder in (work, elsewhere / "__pycache__"):
+        folder.mkdir(parents=True)
+    looker = Looker(work, ["*.pt"], lambda: [os.getpid()])
+    with (
+        (elsewhere / "__pycache__/big.pyc").open("wb") as compiled,
+        (elsewhere / "model.ckpt").open("wb") as model,
+    ):
+        for file, size in ((compiled, 1 << 20), (model, 1 << 16)):
+            file.write(bytes(size))
+            file.flush()
+        looker.look()
+        found = [Path(path).name for path, _ in looker.hints(tmp_path / "log")]
+    assert found == ["model.ckpt"]

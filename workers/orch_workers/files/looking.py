@@ -16,6 +16,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 ELSEWHERE_BYTES_MIN = 1 << 10
 ELSEWHERE_MAX = 64
 HINTS_MAX = 3
+COMPILED = "/__pycache__/"
 _GROWING = re.compile(r"(?:^|/)events\.out\.tfevents\.[^/]*$|\.(?:log|out|err)$")
 """What scripts append to as long as they run."""
 
@@ -67,6 +68,8 @@ class Looker:
         for one in opened:
             if one.path.startswith(("/dev/", "/proc/", "/memfd:")) or one.path.endswith(" (deleted)"):
                 continue
+            if COMPILED in one.path:
+                continue  # the first imports in a new environment write more than any small model
             if len(self._elsewhere) < ELSEWHERE_MAX or one.path in self._elsewhere:
                 self._elsewhere[one.path] = max(one.size_bytes, self._elsewhere.get(one.path, 0))
 
