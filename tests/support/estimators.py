@@ -87,7 +87,7 @@ def lost(machine: Machine) -> str:
     """No model_dir: what a person is told when nothing has matched after one interval."""
     one = start(machine, "lost", hold=HOLD_AT, files=FILES, every_seconds=1.0)
     wait_held(machine)
-    one.wait_note("model.ckpt-")
+    one.wait_note("made-up")
     assert not one.aware(), "nothing keeps its state"
     kill(one)
     end(one)
