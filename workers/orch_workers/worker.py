@@ -223,9 +223,10 @@ class Worker:
     # what the training process says (through the launcher)
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
+        self._telling.restored(self._generation, step)  # at once, as metrics: they must not overtake it
+
         def act() -> None:
             self._recovery.restored(step)
-            self._telling.restored(self._generation, step)
             self._losses.restored(step)
             if source not in SOURCES or self._config.rank:
                 return  # of all ranks together the leader tells it

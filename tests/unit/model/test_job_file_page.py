@@ -26,16 +26,16 @@ def test_examples_are_jobs_that_this_version_runs(text):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 def test_every_key_is_documented():
     rows = set(re.findall(r"^\| `([a-z_.]+)` \|", PAGE, re.MULTILINE))
     keys = {format_path(path) for path in all_keys(JobSpec)}
     whole = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
-    # The parts of `best` stand in its own row.
-    parts_of_best = {key for key in keys if key.startswith("checkpoint.keep.best.")}
-    assert keys - whole - parts_of_best <= rows
+    # Parts of these stand in their own row.
+    parts = {key for key in keys if key.startswith(("checkpoint.keep.best.", "stop.", "start_from."))}
+    assert keys - whole - parts <= rows
     assert rows <= keys | set(CONFIG_KEYS)
     assert set(CONFIG_KEYS) <= rows
 
