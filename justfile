@@ -29,11 +29,11 @@ setup:
 demo storage="local": setup
     @"{{ python }}" examples/digits/demo.py "{{ storage }}"
 
-# All tests, in two processes each time: unit and simulation (which need no service), then integration and chaos (each
-# of the two with a server and a Ray of its own: they wait for much and compute little), then the frameworks'.
+# All tests: unit and simulation (which need no service) in two processes, then integration and chaos in three (each with
+# a server and a Ray of its own: they wait for much and compute little), then the frameworks' in two.
 test: setup
     @"{{ python }}" -m pytest -n 2 -q tests/test_tidy.py tests/unit tests/simulation tests/scenarios
-    @"{{ python }}" -m pytest -n 2 --dist loadfile tests/integration tests/chaos
+    @"{{ python }}" -m pytest -n 3 --dist loadfile tests/integration tests/chaos
     @"{{ python }}" -m pytest -n 2 --dist loadfile -q tests/frameworks
 
 # Unit tests alone (no Ray, no servers).

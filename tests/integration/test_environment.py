@@ -25,6 +25,8 @@ print(json.dumps({"env": dict(os.environ), "cwd": os.getcwd(), "stdin": os.readl
 """
 FROM_THE_MACHINE = ("TZ", "LD_LIBRARY_PATH")
 """Only where it has them."""
+ELSEWHERE = {"VIRTUAL_ENV", "TF_CONFIG"}
+"""Only where a job has an environment of its own, or several workers."""
 
 
 def _shown(server: Server, job: str) -> list[dict[str, Any]]:
@@ -41,7 +43,7 @@ def test_as_documented(server: Server, tmp_path: Path) -> None:
     [shown] = _shown(server, job)
     env = shown["env"]
     documented = set(re.findall(r"^\| `([A-Z_]+)` \|", PAGE.read_text(), re.MULTILINE))
-    expected = documented - {name for name in FROM_THE_MACHINE if name not in os.environ} - {"VIRTUAL_ENV"}
+    expected = documented - {name for name in FROM_THE_MACHINE if name not in os.environ} - ELSEWHERE
     # The shell that this command needs adds PWD and OLDPWD or so of its own; Python may add LC_CTYPE.
     assert set(env) - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"} == expected | {"MINE", "TEST_KEY"}
     assert env["MINE"] == "1"

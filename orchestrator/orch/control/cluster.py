@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ AGENT_CONCURRENCY = 16
 """Threads of an agent that answer calls: a few long polls, status, stop."""
 CALL_LIMIT_S = 10.0
 EVIDENCE_CHARS_MAX = 400
+UNAVAILABLE_PAUSE_S = 0.2
+"""Before a controller that Ray restarts is asked again."""
 PROBE_LIMIT_S = 0.3
 """For a connection to a raylet, when one of its actors has just died."""
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+).*Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
@@ -288,11 +291,25 @@ def start_controller(
             # Not by the node's id: a head that died and comes back (`ray_state: disk`) has another one.
             resources={HEAD_RESOURCE: HEAD_SHARE},
         ).remote(*arguments)
-        ray.get(handle.ready.remote(), timeout=limit_s)
+        _wait_ready(handle, limit_s)
     except exceptions.RayError as error:
         raise NoServer(f"the controller did not start: {error}") from error
     finally:
         ray.shutdown()
+
+
+def _wait_ready(handle: Any, limit_s: float) -> None:
+    """One that is found may be about to be started anew by Ray: after the head was killed (`ray_state: disk`)."""
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        left_s = max(0.0, deadline_s - time.monotonic())
+        try:
+            ray.get(handle.ready.remote(), timeout=left_s)
+            return
+        except exceptions.ActorUnavailableError:
+            if left_s <= 0:
+                raise
+        time.sleep(UNAVAILABLE_PAUSE_S)
 
 
 def end_this_actor() -> None:

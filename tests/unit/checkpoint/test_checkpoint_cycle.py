@@ -178,7 +178,9 @@ def test_ranks_write_their_parts_and_the_leader_commits(catalog, tmp_path):
         found = find_and_restore(catalog, rank, tmp_path / "restore", world_size=3)
         assert snapshots.arrays_in(found.path) == snapshots.arrays_of(snapshots.state(rank))
     found = find_and_restore(catalog, 4, tmp_path / "restore", world_size=5)
-    assert snapshots.arrays_in(found.path) == snapshots.arrays_of(snapshots.state(1)), "of its number modulo theirs"
+    assert snapshots.arrays_in(found.path) == snapshots.arrays_of(snapshots.state(1)), (
+        "of its number modulo theirs"
+    )
 
 
 def test_a_state_without_tensors(catalog, tmp_path):
