@@ -141,15 +141,18 @@ def test_unwritable_storage(dry: list[str], nobody: Server, tmp_path: Path) -> N
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_s3_that_is_not_there(server: Server, tmp_path: Path) -> None:
+def test_s3_that_is_not_there(server: Server, nobody: Server, tmp_path: Path) -> None:
+    """Refused by a server that is there; where none is, none is started to find it out."""
     storage = {"url": "s3://nowhere/x", "options": {"endpoint_url": "http://127.0.0.1:9"}}
     env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
     folder = write_job(tmp_path / "work", "true", checkpoint={"storage": storage}, env=env)
     before = _traces(server)
-    said = server.cli("submit", str(folder / "job.yaml"), check=2).stderr
-    assert "checkpoint.storage" in said
-    assert "Traceback" not in said
+    for asked in (server, nobody):
+        said = asked.cli("submit", str(folder / "job.yaml"), check=2).stderr
+        assert "checkpoint.storage" in said
+        assert "Traceback" not in said
     assert _traces(server) == before
+    _assert_untouched(nobody)
 
 
 def test_s3_without_the_extra(nobody: Server, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def connected(cluster: str | None = None) -> Iterator[Client]:
 def connected_or_started(cluster: str | None, shown: Progress) -> Iterator[Client]:
     """The same, with a server that was started if none answered. NoServer where it is not ours to start."""
     target = find_target(cluster)
-    if target.can_start and not _answers(target):
+    if target.can_start and not server_answers(target):
         from orch.cli.launch import start_server
 
         start_server(target, shown)
@@ -78,7 +78,7 @@ def connected_or_started(cluster: str | None, shown: Progress) -> Iterator[Clien
         yield client
 
 
-def _answers(target: Target) -> bool:
+def server_answers(target: Target) -> bool:
     try:
         with _client(target) as client:
             client.server()

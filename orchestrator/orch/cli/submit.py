@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orch.cli.output import Progress
     from orch.model.jobfile import LoadedJob
     from orch.model.problems import Problem
+    from orch.model.spec import JobSpec
 
 Document = dict[str, Any]
 
@@ -117,6 +118,8 @@ def checked(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | None) -
         secrets = secret_values(loaded.spec, os.environ)
     except WrongUse as error:
         problems.append(Problem(error.message, file=loaded.file))
+    if not problems:
+        problems += _refused_by_storage(loaded.spec, secrets, cluster)
     if problems:
         raise JobFileError(problem if problem.file else problem.at(loaded.file, None) for problem in problems)
     return secrets
@@ -133,6 +136,28 @@ def local_problems(loaded: "LoadedJob", plan: "PackPlan | None", cluster: str | 
     if storage is not None and find_target(cluster).kind == "home":
         problems += [found for found in (missing_extra(storage.url), _unwritable(storage.url)) if found]
     return problems
+
+
+def _refused_by_storage(spec: "JobSpec", secrets: dict[str, str], cluster: str | None) -> list["Problem"]:
+    """Why a storage elsewhere cannot be written to, where a server would have to be started to find it out."""
+    from orch.cli.connect import find_target, server_answers
+    from orch.model.problems import Problem
+    from orch.model.storage_url import split_storage_url
+
+    storage, target = spec.checkpoint.storage, find_target(cluster)
+    if storage is None or target.kind != "home" or split_storage_url(storage.url)[0] == "file":
+        return []
+    if server_answers(target):
+        return []  # it tries by itself
+    from orch_workers.checkpoint.errors import StorageError
+    from orch_workers.checkpoint.storage import open_storage
+
+    env, unfenced = {**spec.env, **secrets}, spec.checkpoint.unfenced
+    try:
+        open_storage(storage.url, dict(storage.options), env, unfenced=unfenced).check_writable()
+    except StorageError as error:
+        return [Problem(str(error), path="checkpoint.storage")]
+    return []
 
 
 def _unwritable(url: str) -> "Problem | None":
