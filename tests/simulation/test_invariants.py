@@ -17,6 +17,7 @@ from orch.control import (
     lifecycle_ending,
     lifecycle_invariants,
     lifecycle_placing,
+    lifecycle_resuming,
     lifecycle_running,
 )
 from orch.control.lifecycle_common import Step
@@ -103,6 +104,18 @@ def keeping_the_deadline(monkeypatch):
     keeping(monkeypatch, "stop_deadline_us")
 
 
+def keeping_the_wish_to_begin_anew(monkeypatch):
+    keeping(monkeypatch, "resuming")
+
+
+def a_branch_of_a_later_attempt(monkeypatch):
+    def change(_, job):
+        later = None if job.branch is None else replace(job.branch, attempt=job.branch.attempt + 1)
+        return replace(job, branch=later)
+
+    after(monkeypatch, lifecycle_resuming.resume, change)
+
+
 def forgetting_time(monkeypatch):
     real = lifecycle._told
     monkeypatch.setattr(lifecycle, "_told", lambda *args, **named: replace(real(*args, **named), spent_us={}))
@@ -179,6 +192,8 @@ BROKEN = {
         an_end_before_it_stops,
     ],
     "asked to stop, and nobody is there": [keeping_the_deadline],
+    "leaves to begin anew, and has no place": [keeping_the_wish_to_begin_anew],
+    "a branch of an attempt that nobody asked for": [a_branch_of_a_later_attempt],
     "closing without stopping": [over_and_closing],
     "the time of the end belongs to an end": [over_without_a_time],
     "placed without a gang of its own alone": [placed_without_a_grant],

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,7 +145,8 @@ class Curves:
 def encoded(points: Mapping[int, tuple[float, Mapping[str, float]]], begins_at: int | None) -> bytes:
     """An event file: step → (wall time, values). `begins_at`: whatever is known from that step on is void."""
     # Here and not above: an agent without metrics, and the start of any agent, need none of it.
-    from tensorboard.compat.proto import event_pb2, summary_pb2
+    event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")  # made at run time: no types
+    summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     file = io.BytesIO()

@@ -228,11 +228,10 @@ class Worker:
         def act() -> None:
             self._recovery.restored(step)
             self._losses.restored(step)
-            if source not in SOURCES or self._config.rank:
-                return  # of all ranks together the leader tells it
-            self._reports.add(
-                Restored(generation=self._generation, step=step, source=source, seconds_s=seconds_s)
-            )
+            if source in SOURCES and not self._config.rank:  # of all ranks together the leader tells it
+                self._reports.add(
+                    Restored(generation=self._generation, step=step, source=source, seconds_s=seconds_s)
+                )
 
         self._inbox.put(act)
 

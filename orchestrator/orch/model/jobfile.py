@@ -243,7 +243,8 @@ def changed_spec(spec: Mapping[str, Any], overrides: Sequence[str], env: Mapping
         changed = JobSpec.model_validate(document.data)
     except ValidationError as error:
         found = explain(error, JobSpec, document.data)
-        problems += [problem.at(document.place(path).file, None) for path, problem in found]
+        placed = [problem.at(document.place(path).file, None) for path, problem in found]
+        raise JobFileError([*problems, *placed]) from None
     if problems:
         raise JobFileError(problems)
     return changed

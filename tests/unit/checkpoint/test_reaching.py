@@ -13,6 +13,13 @@ from orch_workers.checkpoint import reaching
 from orch_workers.checkpoint.errors import StorageRefused, StorageUnavailable
 from orch_workers.checkpoint.storage import open_storage
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+"""botocore leaves the connection of an answer that it refuses to the garbage collector."""
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hush", "AWS_REGION": "us-east-1"}
 METADATA = "169.254.169.254"
 ONE_TRY = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}

@@ -422,9 +422,9 @@ class Launcher:
     def on_mismatch(self, message: str) -> None:
         self._listener.on_mismatch(message)
 
-    def on_started(self, label: str, counts: Any, *names: list[str]) -> None:
+    def on_started(self, label: str, counts: Any, skipped: Any, missing: Any, reshaped: Any) -> None:
         if not self._config.rank:  # of all ranks it would be the same
-            starting.tell(self._listener, self._generation, label, counts, names)
+            starting.tell(self._listener, self._generation, label, counts, (skipped, missing, reshaped))
 
     def on_restored(self, step: int, source: str, seconds_s: float) -> None:
         starting.forget(self._config)
